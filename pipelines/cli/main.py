@@ -1,0 +1,29 @@
+"""The `darkroom` command."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Dispatch, and map our errors to exit codes: 1 a gate said no, 2 wrong use, 3 anything else we foresaw."""
+    from pipelines.core.errors import DarkroomError
+
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["step"]:
+            from pipelines.cli.step import main as step
+
+            sys.exit(step(arguments[1:]))
+        from pipelines.cli.app import app
+
+        app(prog_name="darkroom")
+    except DarkroomError as error:
+        sys.stderr.write(f"darkroom: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""`darkroom step NAME --run DAG/RUN`: one step as a command, started by Airflow or by hand.
+
+Only argparse is used: a step's start is paid for by every task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import settings as settings_module
+from pipelines.core import recipe as recipes
+from pipelines.core.errors import UserError
+from pipelines.core.runs import RunId, RunRequest
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the step. Errors are raised to the caller, which maps them to exit codes."""
+    from pipelines.cli.wiring import STEPS
+
+    parser = argparse.ArgumentParser(prog="darkroom step", description="Run one step of a run.")
+    parser.add_argument("step", choices=list(STEPS), metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument(
+        "--run", required=True, metavar="DAG/RUN", help="the run's folder; made by the run's first step"
+    )
+    parser.add_argument("--shard", type=int, help="shard number of a mapped step")
+    parser.add_argument("--recipe", metavar="NAME", help="first step of a run: the recipe")
+    parser.add_argument("--set", default="{}", metavar="JSON", help='first step: changed keys, {"training.epochs": 5}')
+    parser.add_argument("--interval", default="", help="first step of an ingest run: YYYY-MM-DD or 'static'")
+    parser.add_argument("--as-of", default="", help="first step of a training run: intervals up to this day only")
+    parser.add_argument("--force", action="store_true", help="compute even where a finished result exists")
+    parser.add_argument("--outcome", type=Path, metavar="FILE", help="write the outcome there, as JSON")
+    options = parser.parse_args(arguments)
+
+    from pipelines.cli.execute import execute, write_outcome
+
+    settings = settings_module.load()
+    request = None
+    if options.recipe is not None:
+        known = recipes.registered(*settings.recipe_folders)
+        if options.recipe not in known:
+            raise UserError(f"--recipe {options.recipe}: no such recipe; known: {', '.join(sorted(known))}")
+        changes = {key: value for key, value in json.loads(options.set).items() if value is not None}
+        request = RunRequest(
+            recipe=recipes.override(known[options.recipe], changes), interval=options.interval, as_of=options.as_of
+        )
+    outcome = execute(
+        settings,
+        STEPS[options.step],
+        RunId.parse(options.run),
+        shard=options.shard,
+        request=request,
+        force=options.force,
+    )
+    if options.outcome:
+        write_outcome(options.outcome, outcome)
+    return 0

@@ -1,0 +1,325 @@
+"""Recipes: what a run does, as frozen dataclasses that check themselves.
+
+Only the standard library is imported: Airflow's DAG files and bare GPU machines read recipes too. Every option is
+declared once, by `option()`, and that one declaration gives the default, the check, the documentation and the field of
+Airflow's trigger form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from pipelines.core.errors import RecipeError
+
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,38}[a-z0-9]")
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    form: bool = False,
+) -> Any:
+    """A recipe key: its default, its meaning, what is allowed, and whether the trigger form shows it."""
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "choices": choices, "form": form}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    uri: str = option("", "Folder, tar, zip, CSV or Parquet manifest, or s3:// prefix of any of these.")
+    timezone: str = option("UTC", "Zone of event times that carry none.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    min_images_per_class: int = option(2, "Fewer images in any class of the composed set block.", minimum=1)
+    min_side_px: int = option(4, "Images with a shorter side block.", minimum=1)
+    max_quarantine_share: float = option(0.05, "A larger share of unreadable files blocks.", minimum=0, maximum=1)
+    max_class_ratio: float = option(100.0, "Largest class over smallest class; above it warns.", minimum=1)
+    max_statistics_shift: float = option(
+        3.0,
+        "Shift of a mean statistic against the accepted head, in its standard deviations; above it warns.",
+        minimum=0,
+    )
+    max_class_share_shift: float = option(0.5, "Change of a class's share against the head; above it warns.", minimum=0)
+    known_labels: tuple[str, ...] = option((), "Class names that may occur; empty takes those of the source.")
+    block_cross_split_duplicates: bool = option(
+        False, "Exact or near duplicates across the source's own splits block instead of warn."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    salt: str = option("darkroom", "Changes which images fall into which split.")
+    val_share: float = option(0.15, "Share of validation images.", minimum=0.01, maximum=0.5)
+    test_share: float = option(0.15, "Share of test images.", minimum=0.01, maximum=0.5)
+    near_duplicate_distance: int = option(
+        4, "Images within this Hamming distance of the 64-bit perceptual hash are one group.", minimum=0, maximum=12
+    )
+    max_group_share: float = option(
+        0.02,
+        "A larger near-duplicate group means that the perceptual hash does not fit this data.",
+        minimum=0,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    embedding: str = option(
+        "hog-color-v1",
+        "Embedding of the images: 'hog-color-v1', 'torchvision:<backbone>:<weights file>' or 'package:<digest>'.",
+    )
+    where: tuple[str, ...] = option((), "Filters on features, such as 'sharpness > 0.01'; an image must pass all.")
+    weight_by: str = option("", "A feature that weights training samples; empty weights all alike.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    height: int = option(32, "Rows of the model's input, px.", minimum=8, maximum=1024)
+    width: int = option(32, "Columns of the model's input, px.", minimum=8, maximum=1024)
+    fit: str = option(
+        "crop", "'crop' keeps the aspect and crops the centre; 'squash' stretches.", choices=("crop", "squash")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    backbone: str = option(
+        "small",
+        "Network: 'small' is for images up to 64 px, the others are torchvision's.",
+        choices=(
+            "small",
+            "resnet18",
+            "resnet50",
+            "mobilenet_v2",
+            "mobilenet_v3_large",
+            "efficientnet_b0",
+            "convnext_tiny",
+        ),
+        form=True,
+    )
+    weights: str = option("", "State-dict file to start from; empty starts from scratch.")
+    embedding_dim: int = option(128, "Width of the embedding before the head.", minimum=8, maximum=4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    epochs: int = option(20, "Passes over the training split.", minimum=1, maximum=10_000, form=True)
+    batch_size: int = option(128, "Images a step.", minimum=1, maximum=65_536, form=True)
+    learning_rate: float = option(0.003, "Peak learning rate of AdamW.", minimum=1e-7, maximum=10, form=True)
+    weight_decay: float = option(0.02, "Decoupled weight decay.", minimum=0, maximum=10, form=True)
+    label_smoothing: float = option(0.05, "Label smoothing.", minimum=0, maximum=0.5)
+    warmup_share: float = option(0.1, "Share of the steps that warm up linearly.", minimum=0, maximum=0.9)
+    flip: bool = option(True, "Mirror training images left to right (not for digits or text).")
+    shift_share: float = option(0.1, "Largest random shift as a share of the side.", minimum=0, maximum=0.5)
+    patience: int = option(
+        8, "Epochs without a better validation loss before training stops; 0 never stops.", minimum=0
+    )
+    precision: str = option("auto", "'auto' is bf16 where the device is fast at it.", choices=("auto", "fp32", "bf16"))
+    device: str = option("auto", "'auto' is CUDA where there is a GPU.", choices=("auto", "cpu", "cuda"))
+    threads: int = option(
+        2, "CPU threads; part of the result's identity, since sums depend on it.", minimum=1, maximum=256
+    )
+    seed: int = option(0, "Seed of initialization, order and augmentation.", minimum=0, form=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    int8: bool = option(True, "Make and judge an int8 variant.")
+    max_logit_difference: float = option(1e-3, "Largest |logit difference| of ONNX against torch in fp32.", minimum=0)
+    max_int8_disagreement: float = option(0.01, "Share of answers that int8 may change.", minimum=0, maximum=1)
+    max_int8_accuracy_loss: float = option(0.005, "Upper end of int8's accuracy loss.", minimum=0, maximum=1)
+    min_int8_images: int = option(1000, "Validation images needed to judge int8.", minimum=1)
+    num_calibration_images: int = option(256, "Training images that calibrate int8.", minimum=8, maximum=10_000)
+    latency_budget_ms: float = option(
+        0.0, "The most accurate variant within this latency serves; 0 takes the fastest that passed.", minimum=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    margin: float = option(
+        0.01, "Accuracy a candidate may lose and still be 'not worse'.", minimum=0, maximum=0.5, form=True
+    )
+    min_images: int = option(50, "Fewer common test images are too few to tell.", minimum=1)
+    confidence: float = option(0.95, "Confidence of all intervals.", minimum=0.5, maximum=0.999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    workers: int = option(1, "Serving processes.", minimum=1, maximum=64)
+    threads: int = option(1, "Threads of the model in each serving process.", minimum=1, maximum=256)
+    ready_timeout_s: float = option(60.0, "Seconds a new deployment has to become ready.", minimum=1)
+    drain_timeout_s: float = option(15.0, "Seconds the old deployment has to finish its requests.", minimum=0)
+    top_k: int = option(5, "Classes in an answer unless the request asks otherwise.", minimum=1, maximum=1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    ingest_cron: str = option("0 0 * * *", "When an ingest interval ends (cron, UTC).")
+    train_cron: str = option("0 3 * * 0", "When the classifier is retrained regardless of new data (cron, UTC).")
+    start_date: str = option("2024-01-01", "First ingest interval (YYYY-MM-DD).")
+    cool_down_s: float = option(
+        15.0, "Quiet seconds after the last ingest before training starts.", minimum=0, form=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One dataset and its model. `name` namespaces the head, features, registered model, deployment and route."""
+
+    name: str
+    source: Source = field(default_factory=Source)
+    validation: Validation = field(default_factory=Validation)
+    split: Split = field(default_factory=Split)
+    features: Features = field(default_factory=Features)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    model: Model = field(default_factory=Model)
+    training: Training = field(default_factory=Training)
+    export: Export = field(default_factory=Export)
+    gate: Gate = field(default_factory=Gate)
+    rollout: Rollout = field(default_factory=Rollout)
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise RecipeError(
+                f"name = {self.name!r}: 2 to 40 lower-case letters, digits and hyphens, starting with a letter"
+            )
+        if self.split.val_share + self.split.test_share >= 0.9:
+            raise RecipeError("split.val_share + split.test_share: must leave at least a tenth for training")
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self)
+
+
+def digest_of(section: Any) -> str:
+    """SHA-256 of a dataclass's canonical JSON."""
+    text = json.dumps(dataclasses.asdict(section), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check(where: str, key: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    """The value in its declared type, or a RecipeError that names the key, the value and what is allowed."""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(hint, types.GenericAlias):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise RecipeError(f"{where} = {value!r}: expected a list of strings")
+        return tuple(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise RecipeError(f"{where} = {value!r}: expected {hint.__name__}")
+    low, high, choices = (key.metadata.get(word) for word in ("minimum", "maximum", "choices"))
+    if low is not None and not value >= low:
+        raise RecipeError(f"{where} = {value!r}: must be at least {low:g}")
+    if high is not None and not value <= high:
+        raise RecipeError(f"{where} = {value!r}: must be at most {high:g}")
+    if choices and value not in choices:
+        raise RecipeError(f"{where} = {value!r}: must be one of {', '.join(choices)}")
+    return value
+
+
+def _build(cls: type[Any], where: str, table: Any) -> Any:
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{where or 'recipe'}: expected a table, found {table!r}")
+    hints = typing.get_type_hints(cls)
+    keys = {key.name: key for key in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        path = f"{where}.{name}" if where else name
+        if name not in keys:
+            raise RecipeError(f"{path}: unknown key; allowed here: {', '.join(sorted(keys))}")
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = _build(cast("type[Any]", hints[name]), path, value)
+        else:
+            values[name] = _check(path, keys[name], hints[name], value)
+    missing = [name for name, key in keys.items() if name not in values and _required(key)]
+    if missing:
+        raise RecipeError(f"{where or 'recipe'}: missing key {', '.join(missing)}")
+    return cls(**values)
+
+
+def _required(key: dataclasses.Field[Any]) -> bool:
+    return key.default is dataclasses.MISSING and key.default_factory is dataclasses.MISSING
+
+
+def from_dict(table: Mapping[str, Any]) -> Recipe:
+    """A checked recipe from nested tables. Raises RecipeError naming the first key that is wrong."""
+    return cast(Recipe, _build(Recipe, "", table))
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(recipe))))
+
+
+def load(path: Path) -> Recipe:
+    """Read a TOML recipe; `name` defaults to the file's name. Raises RecipeError naming file and key."""
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+        return from_dict({"name": path.stem, **table})
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecipeError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with dotted keys replaced, e.g. {'training.epochs': 5}. Raises RecipeError."""
+    table = to_dict(recipe)
+    for path, value in changes.items():
+        section, _, key = path.rpartition(".")
+        target = table.get(section) if section else table
+        if not isinstance(target, dict):
+            raise RecipeError(f"{path}: unknown key")
+        target[key] = value
+    return from_dict(table)
+
+
+def form_fields(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """JSON-schema fragments of the options that the trigger form shows, keyed by dotted path."""
+    json_types = {int: "integer", float: "number", str: "string", bool: "boolean"}
+    fields: dict[str, dict[str, Any]] = {}
+    for section in dataclasses.fields(recipe):
+        value = getattr(recipe, section.name)
+        if not dataclasses.is_dataclass(value):
+            continue
+        for key in dataclasses.fields(value):
+            if not key.metadata.get("form"):
+                continue
+            default = getattr(value, key.name)
+            schema: dict[str, Any] = {
+                "default": default,
+                "type": json_types[type(default)],
+                "description": key.metadata["doc"],
+            }
+            for word in ("minimum", "maximum"):
+                if key.metadata[word] is not None:
+                    schema[word] = key.metadata[word]
+            if key.metadata["choices"]:
+                schema["enum"] = list(key.metadata["choices"])
+            fields[f"{section.name}.{key.name}"] = schema
+    return fields
+
+
+def registered(*folders: Path) -> dict[str, Recipe]:
+    """Every recipe in the folders by name; a later folder wins. Broken files raise RecipeError."""
+    recipes: dict[str, Recipe] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.toml")):
+            recipe = load(path)
+            recipes[recipe.name] = recipe
+    return recipes

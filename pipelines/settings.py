@@ -1,0 +1,96 @@
+"""The only reader of the environment in the offline tier (variables DARKROOM_*).
+
+Only the standard library is imported, since every step's start and every parse of a DAG file pay for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from pipelines.core.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Preferred ports of the local platform; one that is taken is replaced by the next free one and kept in ports.json.
+DEFAULT_PORTS = {"airflow": 8081, "mlflow": 8082, "envoy_admin": 8083, "postgres": 8084}
+DATABASES = ("airflow", "mlflow", "feast", "darkroom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where things are. Build it with `load()`."""
+
+    home: Path
+    """All state of this installation."""
+    store_uri: str
+    """Object store: a local folder or s3://bucket/prefix."""
+    s3_endpoint_url: str | None
+    """Another S3 than Amazon's."""
+    gateway_port: int
+    """Envoy's listener on 127.0.0.1."""
+    default_model: str
+    """The recipe that the plain names stand for: /v1/classify, `ingest_images`, `train_classifier`."""
+    celery_queue: str | None
+    """Reserved for a Celery queue of the step operator; None runs steps as local processes."""
+
+    @property
+    def secrets(self) -> Path:
+        return self.home / "secrets"
+
+    @property
+    def recipe_folders(self) -> tuple[Path, Path]:
+        """Shipped recipes, then the ones that `darkroom run --data` wrote."""
+        return REPOSITORY / "pipelines" / "recipes", self.home / "recipes"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self.gateway_port}"
+
+    def port(self, service: str) -> int:
+        """The port given to a local service (`airflow`, `mlflow`, `envoy_admin`, `postgres`)."""
+        override = os.environ.get(f"DARKROOM_{service.upper()}_PORT")
+        if override:
+            return _port(f"DARKROOM_{service.upper()}_PORT", override)
+        try:
+            ports: dict[str, int] = json.loads((self.home / "ports.json").read_text())
+            return ports[service]
+        except (OSError, ValueError, KeyError):
+            return DEFAULT_PORTS[service]
+
+    def secret(self, name: str) -> str:
+        """A secret of this installation, made once by `darkroom up`. Raises UserError when it is not there yet."""
+        try:
+            return (self.secrets / name).read_text().strip()
+        except OSError as error:
+            raise UserError(f"{self.secrets / name}: no such secret; `darkroom up` makes it") from error
+
+    def database_url(self, owner: str) -> str:
+        """PostgreSQL URL of one of DATABASES; DARKROOM_DATABASE_URL_<OWNER> replaces the embedded server."""
+        external = os.environ.get(f"DARKROOM_DATABASE_URL_{owner.upper()}")
+        if external:
+            return external
+        password = quote(self.secret(f"postgres-{owner}"), safe="")
+        return f"postgresql://{owner}:{password}@127.0.0.1:{self.port('postgres')}/{owner}"
+
+
+def _port(name: str, text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise UserError(f"{name}={text!r}: expected a port from 1 to 65535")
+    return int(text)
+
+
+def load() -> Settings:
+    """Settings from the environment. Raises UserError naming the variable."""
+    home = Path(os.environ.get("DARKROOM_HOME") or REPOSITORY / ".darkroom").expanduser().absolute()
+    return Settings(
+        home=home,
+        store_uri=os.environ.get("DARKROOM_STORE") or str(home / "store"),
+        s3_endpoint_url=os.environ.get("DARKROOM_S3_ENDPOINT_URL") or None,
+        gateway_port=_port("DARKROOM_GATEWAY_PORT", os.environ.get("DARKROOM_GATEWAY_PORT") or "8080"),
+        default_model=os.environ.get("DARKROOM_DEFAULT_MODEL") or "digits",
+        celery_queue=os.environ.get("DARKROOM_CELERY_QUEUE") or None,
+    )
