@@ -79,7 +79,7 @@ def execute(
         clock = time.perf_counter()
         facts: dict[str, Any] = {}
         if found is None:
-            stored, facts = _compute(settings, storage, results, spec, run, asked, upstream, shard, key)
+            stored, facts = _compute(settings, storage, results, spec, run, asked, upstream, shard, key, force)
         else:
             stored = found
         function_s = time.perf_counter() - clock
@@ -186,6 +186,7 @@ def _compute(
     upstream: Mapping[str, tuple[StoredResult, ...]],
     shard: int | None,
     key: str,
+    force: bool,
 ) -> tuple[StoredResult, dict[str, Any]]:
     out = settings.home / "scratch" / f"{spec.name}-{uuid.uuid4().hex}"
     out.mkdir(parents=True)
@@ -202,7 +203,8 @@ def _compute(
         )
         value = spec.wire(context)
         meta = {"run": str(run), "finished_at": datetime.now(UTC).isoformat(), "facts": context.facts}
-        return results.publish(spec.name, key, out, value, meta), context.facts
+        stored = results.publish(spec.name, key, out, value, meta, replace=spec.effect or force)
+        return stored, context.facts
     except OSError as error:
         if error.errno == 28:  # ENOSPC
             raise UserError(

@@ -66,12 +66,19 @@ class ResultStore:
             folder=self.storage.local(prefix, self.cache),
         )
 
-    def publish(self, step: str, key: str, folder: Path, value: Any, meta: Mapping[str, Any]) -> StoredResult:
-        """Move the files of `folder` into the store and seal them. The last writer of a key wins; all are complete."""
-        files = {
-            str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
-        }
+    def publish(
+        self, step: str, key: str, folder: Path, value: Any, meta: Mapping[str, Any], *, replace: bool = False
+    ) -> StoredResult:
+        """Move the files of `folder` into the store and seal them with result.json.
+
+        Where another process finished the same key meanwhile, its result stands and is returned, unless `replace`.
+        """
+        found = None if replace else self.find(step, key)
+        if found is not None:
+            return found
         prefix = f"results/{step}/{key}"
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {str(path.relative_to(folder)): sha256_file(path) for path in paths}
         # The seal goes first where an old result is replaced, so that no reader pairs it with new files.
         self.storage.delete(f"{prefix}/result.json")
         for name in files:

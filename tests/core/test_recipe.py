@@ -1,0 +1,71 @@
+"""Recipes check themselves and say which key is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.core import recipe as recipes
+from pipelines.core.errors import RecipeError
+
+SHIPPED = Path(recipes.__file__).resolve().parents[1] / "recipes"
+
+
+def test_every_shipped_recipe_loads() -> None:
+    assert "digits" in recipes.registered(SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"name": "x1", "training": {"epoch": 3}}, ["training.epoch", "unknown key", "epochs"]),
+        ({"name": "x1", "training": {"epochs": 0}}, ["training.epochs = 0", "at least 1"]),
+        ({"name": "x1", "training": {"epochs": "3"}}, ["training.epochs = '3'", "int"]),
+        ({"name": "x1", "training": {"epochs": True}}, ["training.epochs = True", "int"]),
+        ({"name": "x1", "model": {"backbone": "vgg"}}, ["model.backbone = 'vgg'", "one of", "resnet18"]),
+        ({"name": "x1", "features": {"where": "a > 1"}}, ["features.where", "list of strings"]),
+        ({"name": "Bad Name"}, ["name = 'Bad Name'", "lower-case"]),
+        ({"name": "x1", "training": 3}, ["training", "expected a table"]),
+        ({"training": {}}, ["missing key name"]),
+        ({"name": "x1", "split": {"val_share": 0.5, "test_share": 0.5}}, ["split.val_share", "leave"]),
+    ],
+)
+def test_a_wrong_key_is_named(table: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipes.from_dict(table)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_an_integer_serves_as_a_float() -> None:
+    assert recipes.from_dict({"name": "x1", "schedule": {"cool_down_s": 3}}).schedule.cool_down_s == 3.0
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("[training\n")
+    with pytest.raises(RecipeError, match=str(path)):
+        recipes.load(path)
+
+
+def test_overrides_are_checked_like_the_file() -> None:
+    recipe = recipes.Recipe(name="x1")
+    changed = recipes.override(recipe, {"training.epochs": 3})
+    assert changed.training.epochs == 3
+    assert changed.digest != recipe.digest
+    with pytest.raises(RecipeError, match="nothing"):
+        recipes.override(recipe, {"nothing.epochs": 3})
+
+
+def test_round_trip_and_digest_do_not_depend_on_order() -> None:
+    recipe = recipes.from_dict({"name": "x1", "features": {"where": ["a > 1"]}})
+    assert recipes.from_dict(recipes.to_dict(recipe)) == recipe
+    again = recipes.from_dict(dict(reversed(recipes.to_dict(recipe).items())))
+    assert again.digest == recipe.digest
+
+
+def test_the_form_shows_types_and_limits() -> None:
+    fields = recipes.form_fields(recipes.Recipe(name="x1"))
+    assert fields["training.epochs"]["type"] == "integer"
+    assert fields["training.epochs"]["minimum"] == 1
+    assert "small" in fields["model.backbone"]["enum"]
