@@ -1,0 +1,173 @@
+"""A model package at work: bytes in, logits, probabilities and embeddings out.
+
+Evaluation and the online classifier use this one class, so that what was measured is what serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.core.errors import IntegrityError, PlatformError, UserError
+from pipelines.core.model_package import ModelPackage
+from pipelines.core.preprocessing import preprocess
+
+INPUT = "pixels_NHWC"
+OUTPUTS = ("logits", "probabilities", "embedding")
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Answers to N images."""
+
+    logits: NDArray[np.float32]
+    """[N, num classes], before the temperature."""
+    probabilities: NDArray[np.float32]
+    """[N, num classes], after the temperature."""
+    embedding: NDArray[np.float32]
+    """[N, embedding_dim]."""
+
+
+class Classifier:
+    """One variant of a package in an ONNX Runtime session. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        variant: str | None = None,
+        threads: int = 1,
+        *,
+        provider: str = "auto",
+        batch_size: int = 64,
+    ) -> None:
+        """`provider` is `cpu`, `cuda`, or `auto` (CUDA where this machine has a GPU and the runtime for it).
+
+        Raises UserError for an unknown variant, PlatformError where the runtime falls back to another provider,
+        IntegrityError where the model is not the one that package.json describes.
+        """
+        self.package = package
+        self.variant = variant or package.variant
+        if self.variant not in package.variants:
+            raise UserError(f"variant {self.variant!r}: {package.folder} has {', '.join(sorted(package.variants))}")
+        self.provider = _choose_provider() if provider == "auto" else provider
+        self.batch_size = batch_size
+        model = package.read(package.variants[self.variant].file)
+        self._session = _open_session(model, self.provider, threads)
+        _check_contract(self._session, package)
+
+    def predict_bytes(self, images: Sequence[bytes]) -> Outputs:
+        """Answers to encoded images. Raises ImageError for the first one that is refused."""
+        return self._predict(len(images), lambda position: preprocess(images[position], self.package.preprocessing))
+
+    def predict_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> Outputs:  # noqa: N803
+        """Answers to preprocessed images, uint8 [N, H, W, 3]."""
+        return self._predict(len(pixels_NHWC), lambda position: pixels_NHWC[position])
+
+    def _predict(self, num_images: int, pixels_of: Callable[[int], NDArray[np.uint8]]) -> Outputs:
+        """Run in batches of at most `batch_size`, so that memory is bounded whatever N is."""
+        spec, description = self.package.preprocessing, self.package.description
+        batches: list[list[NDArray[np.float32]]] = []
+        for start in range(0, num_images, self.batch_size):
+            positions = range(start, min(start + self.batch_size, num_images))
+            pixels = np.stack([pixels_of(position) for position in positions])
+            batches.append(self._session.run(list(OUTPUTS), {INPUT: pixels}))
+        if not batches:
+            empty = np.zeros((0, len(description.class_names)), np.float32)
+            return Outputs(
+                logits=empty, probabilities=empty, embedding=np.zeros((0, description.embedding_dim), np.float32)
+            )
+        assert (spec.height, spec.width) == pixels.shape[1:3]
+        logits, probabilities, embedding = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return Outputs(logits=logits, probabilities=probabilities, embedding=embedding)
+
+
+def _choose_provider() -> str:
+    import onnxruntime
+
+    has_gpu = Path("/proc/driver/nvidia/version").exists()
+    return "cuda" if has_gpu and _PROVIDERS["cuda"] in onnxruntime.get_available_providers() else "cpu"
+
+
+def _open_session(model: bytes, provider: str, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads take the core from whoever shares it: preprocessing, the event loop, other workers.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    if provider == "cuda":
+        onnxruntime.preload_dlls()
+    session = onnxruntime.InferenceSession(model, options, providers=[_PROVIDERS[provider]])
+    # The runtime falls back to the CPU with no more than a log line.
+    if session.get_providers()[0] != _PROVIDERS[provider]:
+        raise PlatformError(
+            f"onnxruntime runs on {session.get_providers()[0]}, asked for {_PROVIDERS[provider]}: install the CUDA "
+            "libraries it needs, or choose the CPU"
+        )
+    return session
+
+
+def _check_contract(session: Any, package: ModelPackage) -> None:
+    inputs = [(one.name, one.type) for one in session.get_inputs()]
+    outputs = [one.name for one in session.get_outputs()]
+    if inputs != [(INPUT, "tensor(uint8)")] or set(outputs) != set(OUTPUTS):
+        raise IntegrityError(
+            f"{package.folder}: model with inputs {inputs} and outputs {outputs}, not {INPUT} → {OUTPUTS}"
+        )
+    num_classes = session.get_outputs()[outputs.index("logits")].shape[-1]
+    if num_classes != len(package.class_names):
+        raise IntegrityError(f"{package.folder}: {num_classes} logits for {len(package.class_names)} class names")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """The golden set on this node."""
+
+    num_images: int
+    max_logit_difference: float
+    tolerance: float
+    """The variant's on this provider, times the largest |logit| (at least 1)."""
+
+
+def prove(classifier: Classifier) -> Proof:
+    """Run the golden images through the serving path and compare with what the package says.
+
+    Raises IntegrityError where a logit is off by more than the tolerance or an answer has changed beyond a tie.
+    """
+    package = classifier.package
+    expected = package.golden_logits(classifier.variant)
+    images = [package.read(image.file) for image in package.golden]
+    found = classifier.predict_bytes(images).logits
+    tolerance = package.variants[classifier.variant].tolerances[classifier.provider] * max(1.0, np.abs(expected).max())
+    difference = np.abs(found - expected).max(axis=1)
+    if not np.isfinite(found).all() or (difference > tolerance).any():
+        worst = int(np.argmax(np.where(np.isfinite(difference), difference, np.inf)))
+        raise IntegrityError(
+            f"{package.folder / package.golden[worst].file}: {classifier.variant} on {classifier.provider} is "
+            f"{difference[worst]:.3g} from the package's logits; {tolerance:.3g} is allowed"
+        )
+    changed = changed_answers(expected, found, tolerance)
+    if changed.size:
+        raise IntegrityError(
+            f"{package.folder / package.golden[changed[0]].file}: {classifier.variant} on {classifier.provider} answers "
+            f"{package.class_names[int(found[changed[0]].argmax())]} where the package says "
+            f"{package.class_names[int(expected[changed[0]].argmax())]}"
+        )
+    return Proof(num_images=len(images), max_logit_difference=float(difference.max()), tolerance=float(tolerance))
+
+
+def changed_answers(expected: NDArray[np.float32], found: NDArray[np.float32], tie: float) -> NDArray[np.intp]:
+    """Rows whose answer differs although it was no tie: `expected` prefers its own by more than `tie`."""
+    rows = np.arange(len(expected))
+    answer, other = expected.argmax(axis=1), found.argmax(axis=1)
+    margin = expected[rows, answer] - expected[rows, other]
+    changed: NDArray[np.intp] = np.flatnonzero((answer != other) & (margin > tie))
+    return changed
