@@ -157,7 +157,7 @@ def prove(classifier: Classifier) -> Proof:
     changed = changed_answers(expected, found, tolerance)
     if changed.size:
         raise IntegrityError(
-            f"{package.folder / package.golden[changed[0]].file}: {classifier.variant} on {classifier.provider} answers "
+            f"{package.folder / package.golden[changed[0]].file}: {classifier.variant} answers "
             f"{package.class_names[int(found[changed[0]].argmax())]} where the package says "
             f"{package.class_names[int(expected[changed[0]].argmax())]}"
         )

@@ -44,7 +44,7 @@ class Variant:
     temperature: float
     """Divides this variant's logits before the softmax; it is inside the graph already."""
     tolerances: dict[str, float]
-    """Largest |logit difference| on the golden set, by provider kind (`cpu`, `cuda`), as a share of the largest |logit|."""
+    """By provider kind (`cpu`, `cuda`): how far golden logits may be off, as a share of the largest |logit|."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from pipelines.core.errors import IntegrityError, SourceError
 
 INDEX = "pixelset.json"
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """One split; `pixels` is a memory map where it comes from disk."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     labels: NDArray[np.int64]
     weights: NDArray[np.float32]
     ids: tuple[str, ...]
@@ -56,9 +57,9 @@ def create_pixels(folder: Path, split: str, num_images: int, height: int, width:
     array.flush()
 
 
-def open_pixels(folder: Path, split: str) -> NDArray[np.uint8]:
+def open_pixels(folder: Path, split: str) -> Pixels:
     """The split's pixel file, writable in place. Several processes may fill rows of their own."""
-    array: NDArray[np.uint8] = np.load(pixels_path(folder, split), mmap_mode="r+", allow_pickle=False)
+    array: Pixels = np.load(pixels_path(folder, split), mmap_mode="r+", allow_pickle=False)
     return array
 
 
