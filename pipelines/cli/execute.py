@@ -12,7 +12,7 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipelines.cli.registry import StepContext, StepSpec
 from pipelines.core import recipe as recipes
 from pipelines.core.closure import code_digest
 from pipelines.core.errors import NotFound, UserError
-from pipelines.core.processes import marked, start_time
+from pipelines.core.processes import marked, session_members, start_time
 from pipelines.core.results import ResultStore, StoredResult, digest_json
 from pipelines.core.runs import Reference, RunFolder, RunId, RunRequest
 from pipelines.core.storage import Storage, open_storage
@@ -69,7 +69,6 @@ def execute(
     started = started or start_time(os.getpid())
     mark = task_mark(run, spec.name, shard)
     with _exclusive(settings.home / "locks", mark):
-        _sweep(mark)
         asked = folder.begin(request) if request is not None else folder.request()
         results = ResultStore(storage, settings.home / "cache")
         upstream = _upstream(folder, results, spec)
@@ -113,18 +112,28 @@ def task_mark(run: RunId, step: str, shard: int | None) -> str:
 
 
 @contextmanager
-def _exclusive(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of (dag, run, step): a retry waits for an earlier try that still runs."""
+def _exclusive(folder: Path, mark: str) -> Iterator[None]:
+    """Hold the lock of (dag, run, step), and end what an earlier, killed try has left running.
+
+    A retry waits here for an earlier try that still runs. The file names the holder's session, since a child of the
+    step host does not show our mark in its environment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / hashlib.sha256(name.encode()).hexdigest()[:32]).open("w") as file:
+    with (folder / hashlib.sha256(mark.encode()).hexdigest()[:32]).open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        orphans = set(marked(TASK_MARK, mark))
+        session, _, began = file.read().partition(" ")
+        if session and int(session) != os.getsid(0):
+            orphans.update(session_members(int(session), float(began)))
+        for pid in orphans:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        file.truncate(0)
+        if os.getsid(0) == os.getpid():
+            file.write(f"{os.getpid()} {start_time(os.getpid())}")
+            file.flush()
         yield
-
-
-def _sweep(mark: str) -> None:
-    """End what an earlier, killed try of this very step left running."""
-    for pid in marked(TASK_MARK, mark):
-        os.kill(pid, signal.SIGKILL)
 
 
 def _upstream(folder: RunFolder, results: ResultStore, spec: StepSpec) -> dict[str, tuple[StoredResult, ...]]:

@@ -35,6 +35,28 @@ def marked(name: str, value: str) -> Iterator[int]:
             continue
 
 
+def session_members(session: int, leader_started: float) -> Iterator[int]:
+    """Pids of the living processes of a session whose leader started at `leader_started` (epoch seconds).
+
+    Nothing is found where the number has been given to another session since.
+    """
+    try:
+        if abs(start_time(session) - leader_started) > 0.5:
+            return
+    except OSError:
+        pass  # the leader has ended; while a member lives, the kernel does not give its number away
+    own = ancestry(os.getpid())
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) in own:
+            continue
+        try:
+            state, _, _, found = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue
+        if int(found) == session and state not in "ZX":
+            yield int(folder.name)
+
+
 def ancestry(pid: int) -> set[int]:
     """The process and its parents up to init."""
     found: set[int] = set()
