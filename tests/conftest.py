@@ -1,0 +1,78 @@
+"""Fixtures every folder may use: a home and ports of a test's own, and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines import settings as settings_module
+from pipelines.local import postgres, secrets
+from pipelines.local.ports import free_port
+from pipelines.settings import DEFAULT_PORTS, Settings
+
+# Tests never look at, or disturb, the platform of whoever runs them.
+for _name in [name for name in os.environ if name.startswith("DARKROOM_")]:
+    del os.environ[_name]
+
+# Fast to heavy: folders in this order, then tests marked heavy, then full ones.
+_ORDER = (
+    "architecture",
+    "core",
+    "cli",
+    "local",
+    "steps",
+    "training",
+    "adapters",
+    "bentos",
+    "dags",
+    "e2e",
+    "benchmarks",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One run, fast tests first: a mistake shows early, and the heavy end is reached only by what works."""
+    here = Path(__file__).parent
+
+    def weight(item: pytest.Item) -> tuple[int, int]:
+        folder = item.path.relative_to(here).parts[0]
+        place = _ORDER.index(folder) if folder in _ORDER else 0
+        heavy = 2 * (item.get_closest_marker("full") is not None) + (item.get_closest_marker("heavy") is not None)
+        return heavy, place
+
+    items.sort(key=weight)
+
+
+def settings_under(home: Path) -> Settings:
+    """Settings with a home and free ports of their own, whatever the environment says."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "ports.json").write_text(json.dumps({service: free_port() for service in DEFAULT_PORTS}))
+    return replace(
+        settings_module.load(), home=home, store_uri=str(home / "store"), s3_endpoint_url=None, gateway_port=free_port()
+    )
+
+
+@pytest.fixture
+def home_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """An empty home with free ports; processes that the test starts find the same by their environment."""
+    settings = settings_under(tmp_path / "home")
+    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+    monkeypatch.setenv("DARKROOM_GATEWAY_PORT", str(settings.gateway_port))
+    return settings
+
+
+@pytest.fixture(scope="session")
+def postgres_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A running PostgreSQL with every role, database and extension, shared by the session's tests."""
+    settings = settings_under(tmp_path_factory.mktemp("postgres") / "home")
+    secrets.ensure(settings)
+    server = postgres.start(settings)
+    try:
+        yield settings
+    finally:
+        postgres.stop(server)
