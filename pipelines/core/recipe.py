@@ -40,7 +40,14 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    uri: str = option("", "Folder, tar, zip, CSV or Parquet manifest, or s3:// prefix of any of these.")
+    uri: str = option(
+        "",
+        "Folder, tar, zip, CSV or Parquet manifest, or s3:// prefix of any of these; a relative path is below "
+        "DARKROOM_HOME.",
+    )
+    dated: bool = option(
+        False, "Images come with a day (dt=YYYY-MM-DD folders, event times): one ingest interval a day, scheduled."
+    )
     timezone: str = option("UTC", "Zone of event times that carry none.")
 
 
