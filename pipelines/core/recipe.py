@@ -132,6 +132,7 @@ class Training:
     weight_decay: float = option(0.02, "Decoupled weight decay.", minimum=0, maximum=10, form=True)
     label_smoothing: float = option(0.05, "Label smoothing.", minimum=0, maximum=0.5)
     warmup_share: float = option(0.1, "Share of the steps that warm up linearly.", minimum=0, maximum=0.9)
+    class_balance: bool = option(False, "Weight classes by the inverse of their size.")
     flip: bool = option(True, "Mirror training images left to right (not for digits or text).")
     shift_share: float = option(0.1, "Largest random shift as a share of the side.", minimum=0, maximum=0.5)
     patience: int = option(
