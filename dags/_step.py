@@ -1,7 +1,7 @@
 """`step()`: the one operator factory, and the one place where a Celery queue or a Kubernetes pod replaces the process.
 
-A task runs `darkroom step NAME --run DAG/RUN` and reads the outcome that the command leaves behind. The command lives in
-a session of its own, dies with the task, and is marked so that an orphan of a crashed machine is found and ended.
+A task runs `darkroom step NAME --run DAG/RUN` and reads the outcome that the command leaves behind. The command lives
+in a session of its own, dies with the task, and is marked so that an orphan of a crashed machine is found and ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from pipelines import settings as settings_module
 from pipelines.core.command import Command
-from pipelines.core.recipe import Recipe, RecipeError, load
+from pipelines.core.errors import RecipeError
+from pipelines.core.recipe import Recipe, load
 from pipelines.core.runs import RunId
 
 TASK_MARK = "DARKROOM_TASK"
@@ -29,7 +30,7 @@ RETRY_DELAY = timedelta(seconds=5)
 NO_RETRY = {1: "a gate said no", 2: "something a person has to mend"}
 
 
-class StepOperator(BaseOperator):
+class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed for us
     """Runs one step as a command."""
 
     template_fields: Sequence[str] = ("arguments",)

@@ -17,7 +17,7 @@ Past days: `darkroom backfill --from 2024-01-01 --to 2024-01-05 --recipe {name}`
 """
 
 # A manual run names its interval; a scheduled one and a backfill's take the first day of theirs.
-INTERVAL = "{{ params.interval or ('%s' if dag_run.run_type == 'manual' else data_interval_start.strftime('%%Y-%%m-%%d')) }}"
+INTERVAL = "{{ (params.interval or '') if dag_run.run_type == 'manual' else data_interval_start | ds }}"
 
 
 def build(recipe: Recipe) -> DAG:
@@ -42,8 +42,7 @@ def build(recipe: Recipe) -> DAG:
             )
         },
     ) as dag:
-        interval = INTERVAL % ("" if dated else "static")
-        arguments = ("--recipe", recipe.name, "--interval", interval)
+        arguments = ("--recipe", recipe.name, "--interval", INTERVAL)
         plan = step("plan", arguments=arguments, fan_out=True, doc="Lists the interval's files and cuts shards.")
         ingest = step("ingest", over=plan.output, doc="Hashes, decodes and measures the images of one shard.")
         assemble = step("assemble", doc="Joins the shards into the interval's manifest.")

@@ -35,7 +35,7 @@ def build(recipe: Recipe) -> DAG:
     """The DAG of one recipe."""
     weekly = CronTriggerTimetable(recipe.schedule.train_cron, timezone="UTC")
     fields = {path: Param(**field) for path, field in form_fields(recipe).items()}
-    as_of = Param(None, type=["null", "string"], format="date", description="Only intervals up to this day; empty: all.")
+    as_of = Param(None, type=["null", "string"], format="date", description="Only intervals up to this day.")
     with DAG(
         dag_id=dag_id("train_classifier", recipe.name),
         schedule=AssetOrTimeSchedule(timetable=weekly, assets=[snapshot_asset(recipe.name)]),

@@ -72,7 +72,7 @@ def execute(
         asked = folder.begin(request) if request is not None else folder.request()
         results = ResultStore(storage, settings.home / "cache")
         upstream = _upstream(folder, results, spec)
-        key = _key(settings, storage, spec, asked, upstream, shard, run)
+        key = result_key(settings, storage, spec, asked, upstream, shard, run)
         found = None if spec.effect or force else results.find(spec.name, key)
         began = datetime.now(UTC)
         clock = time.perf_counter()
@@ -148,7 +148,7 @@ def _upstream(folder: RunFolder, results: ResultStore, spec: StepSpec) -> dict[s
     return found
 
 
-def _key(
+def result_key(
     settings: Settings,
     storage: Storage,
     spec: StepSpec,

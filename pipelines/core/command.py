@@ -117,7 +117,7 @@ def _start(arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, 
         stdout=output,
         stderr=output,
         start_new_session=True,
-        preexec_fn=lambda: die_with_parent(parent),  # noqa: PLW1509 (the request to the kernel is made in the child)
+        preexec_fn=lambda: die_with_parent(parent),
     )
 
 
@@ -138,5 +138,3 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-

@@ -1,0 +1,74 @@
+"""Would a finished run do anything new now? Asked without running it.
+
+A run's pure steps are known by their keys: where every key that its steps would have now is the key that its references
+name, nothing that a step depends on (files, recipe, code, versions) has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipelines.cli.execute import result_key, storage_of
+from pipelines.cli.registry import StepSpec
+from pipelines.core.errors import NotFound
+from pipelines.core.results import ResultStore, StoredResult
+from pipelines.core.runs import Reference, RunFolder, RunId, RunRequest
+from pipelines.core.storage import Storage
+from pipelines.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastRun:
+    """A run folder, and what it was asked to do."""
+
+    run: RunId
+    request: RunRequest
+    references: Sequence[Reference]
+
+    def finished(self, step: str) -> bool:
+        return any(one.step == step for one in self.references)
+
+    @property
+    def ended_at(self) -> str:
+        return max((one.finished_at for one in self.references), default="")
+
+
+def past_runs(storage: Storage, dag_id: str) -> list[PastRun]:
+    """Runs of a DAG that have begun, the latest finished last."""
+    found: list[PastRun] = []
+    for name in _run_names(storage, dag_id):
+        folder = RunFolder(storage, RunId.parse(name))
+        try:
+            found.append(PastRun(run=folder.run, request=folder.request(), references=folder.references()))
+        except NotFound:
+            continue
+    return sorted(found, key=lambda one: one.ended_at)
+
+
+def _run_names(storage: Storage, dag_id: str) -> Iterator[str]:
+    prefix = f"runs/{RunId(dag_id=dag_id, run_id='x')}".removesuffix("x")
+    for entry in storage.list(prefix):
+        if entry.key.endswith("/run.json"):
+            yield entry.key.removeprefix("runs/").removesuffix("/run.json")
+
+
+def first_stale_step(
+    settings: Settings, specs: Sequence[StepSpec], past: PastRun, request: RunRequest
+) -> str | None:
+    """The first step that has not run or would run anew if `past` were asked for `request` now; None where it stands."""
+    storage = storage_of(settings)
+    results = ResultStore(storage, settings.home / "cache")
+    known: dict[str, tuple[StoredResult, ...]] = {}
+    for spec in specs:
+        mine = sorted((one for one in past.references if one.step == spec.name), key=lambda one: one.shard or 0)
+        stored = [results.find(spec.name, one.key) for one in mine]
+        if not mine or None in stored:
+            return spec.name
+        upstream = {step: known[step] for step in spec.upstream}
+        if not spec.effect:
+            keys = [result_key(settings, storage, spec, request, upstream, one.shard, past.run) for one in mine]
+            if keys != [one.key for one in mine]:
+                return spec.name
+        known[spec.name] = tuple(one for one in stored if one is not None)
+    return None
