@@ -1,6 +1,6 @@
 """Run folders: what one execution was asked to do and which results its steps made.
 
-`runs/<dag_id>/<run_id>/run.json` is written by the run's first step; `<step>[-<shard>].json` is each step's reference
+`runs/<dag_id>/<run_id>/run.json` is written by the run's first step, anew each time that it starts; `<step>[-<shard>].json` is each step's reference
 to its result. Tasks find their inputs here and nowhere else.
 """
 
@@ -87,10 +87,17 @@ class RunFolder:
         return RunRequest(recipe=from_dict(table["recipe"]), interval=table["interval"], as_of=table["as_of"])
 
     def begin(self, request: RunRequest) -> RunRequest:
-        """Freeze the request, or return the one frozen before (a retry keeps what its run started with)."""
+        """Start the run: freeze its request, and forget what an earlier attempt made.
+
+        A run that is cleared and started again takes the recipe as it is now, and must not find references of shards
+        that its source no longer fills.
+        """
+        for entry in list(self.storage.list(f"{self.prefix}/")):
+            if not entry.key.endswith("/run.json"):
+                self.storage.delete(entry.key)
         table = {"recipe": to_dict(request.recipe), "interval": request.interval, "as_of": request.as_of}
-        self.storage.compare_and_swap(f"{self.prefix}/run.json", None, json.dumps(table, indent=1).encode())
-        return self.request()
+        self.storage.write(f"{self.prefix}/run.json", json.dumps(table, indent=1).encode())
+        return request
 
     def record(self, reference: Reference) -> None:
         name = reference.step if reference.shard is None else f"{reference.step}-{reference.shard:05d}"
