@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,35 @@ def postgres_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sett
         yield settings
     finally:
         postgres.stop(server)
+
+
+@dataclass
+class S3Endpoint:
+    """A server that speaks S3 on loopback."""
+
+    url: str
+
+    def bucket(self) -> str:
+        """A new bucket of a test's own."""
+        import boto3
+
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        boto3.client("s3", endpoint_url=self.url, region_name="us-east-1").create_bucket(Bucket=name)
+        return name
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[S3Endpoint]:
+    """A running S3 server; its credentials are in the environment while it runs."""
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        port = free_port()
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+        server.start()
+        try:
+            yield S3Endpoint(url=f"http://127.0.0.1:{port}")
+        finally:
+            server.stop()

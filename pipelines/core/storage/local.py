@@ -1,10 +1,8 @@
-"""One interface over a local folder and an S3 prefix.
-
-Keys are relative, '/'-separated. Every write is atomic: a reader sees the old object or the new one, never a part.
-"""
+"""Objects as files below a folder."""
 
 from __future__ import annotations
 
+import builtins
 import fcntl
 import hashlib
 import os
@@ -12,55 +10,10 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pipelines.core.errors import NotFound, SourceError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One stored object. `version` changes whenever its bytes do."""
-
-    key: str
-    size_bytes: int
-    version: str
-
-
-class Storage(Protocol):
-    """A flat namespace of objects."""
-
-    uri: str
-
-    def read(self, key: str) -> bytes:
-        """Bytes of an object. Raises NotFound."""
-
-    def read_versioned(self, key: str) -> tuple[bytes, str] | None:
-        """Bytes and version token, or None where there is no such object."""
-
-    def write(self, key: str, data: bytes) -> None:
-        """Create or replace an object."""
-
-    def write_file(self, key: str, path: Path) -> None:
-        """Create or replace an object from a local file, in bounded memory. The file may be moved away."""
-
-    def compare_and_swap(self, key: str, expected: str | None, data: bytes) -> bool:
-        """Replace the object only if its version is still `expected` (None: only if absent)."""
-
-    def exists(self, key: str) -> bool: ...
-
-    def delete(self, key: str) -> None:
-        """Remove an object; a missing one is no error."""
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Objects whose keys start with `prefix`, in key order, streaming."""
-
-    def local(self, key: str, cache: Path) -> Path:
-        """A local file or folder with the content of `key`: the very one, or a copy below `cache`. Raises NotFound."""
-
-    def locate(self, key: str) -> str:
-        """The object's absolute URI (a path or s3://)."""
+from pipelines.core.storage.interface import Entry
 
 
 class LocalStorage:
@@ -69,6 +22,7 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.uri = str(self.root)
+        self.endpoint_url: str | None = None
 
     def _path(self, key: str) -> Path:
         path = self.root / key
@@ -79,13 +33,13 @@ class LocalStorage:
     def read(self, key: str) -> bytes:
         try:
             return self._path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise NotFound(f"{self.locate(key)}: no such object") from error
 
     def read_versioned(self, key: str) -> tuple[bytes, str] | None:
         try:
             data = self._path(key).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         return data, hashlib.sha256(data).hexdigest()
 
@@ -100,6 +54,24 @@ class LocalStorage:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def write_new(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        try:
+            # A size that differs is what a power failure leaves of a file that was never flushed.
+            if path.stat().st_size == len(data):
+                return
+        except FileNotFoundError:
+            pass
+        temporary = _beside(path)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        os.sync()
 
     def write_file(self, key: str, path: Path) -> None:
         target = self._path(key)
@@ -124,6 +96,10 @@ class LocalStorage:
     def exists(self, key: str) -> bool:
         return self._path(key).exists()
 
+    def find(self, key: str) -> Entry | None:
+        path = self._path(key)
+        return _entry(key, path.stat()) if path.is_file() else None
+
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
@@ -131,9 +107,20 @@ class LocalStorage:
         folder, _, start = prefix.rpartition("/")
         yield from _walk(self.root, folder, start)
 
+    def folders(self, prefix: str = "") -> tuple[builtins.list[str], builtins.list[Entry]]:
+        try:
+            children = sorted(os.scandir(self._path(prefix)), key=lambda child: child.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        files = [child for child in children if not child.is_dir() and not _internal(child.name)]
+        return (
+            [child.name for child in children if child.is_dir()],
+            [_entry(f"{prefix}{child.name}", child.stat()) for child in files],
+        )
+
     def local(self, key: str, cache: Path) -> Path:  # noqa: ARG002 (a local object needs no copy)
         path = self._path(key)
-        if not path.exists():
+        if not key or not path.exists():
             raise NotFound(f"{path}: no such object")
         return path
 
@@ -147,14 +134,26 @@ def _walk(root: Path, folder: str, start: str) -> Iterator[Entry]:
     except (FileNotFoundError, NotADirectoryError):
         return
     for child in children:
-        if not child.name.startswith(start) or child.name.startswith(".partial-"):
+        if not child.name.startswith(start) or _internal(child.name):
             continue
         key = f"{folder}/{child.name}" if folder else child.name
         if child.is_dir():
             yield from _walk(root, key, "")
-        elif not child.name.endswith(".lock"):
-            status = child.stat()
-            yield Entry(key=key, size_bytes=status.st_size, version=f"{status.st_size}-{status.st_mtime_ns}")
+        else:
+            try:
+                yield _entry(key, child.stat())
+            except FileNotFoundError:  # a broken link, or deleted since
+                continue
+
+
+def _entry(key: str, status: os.stat_result) -> Entry:
+    version = f"{status.st_size}-{status.st_mtime_ns}"
+    return Entry(key=key, size_bytes=status.st_size, version=version, modified_at=status.st_mtime)
+
+
+def _internal(name: str) -> bool:
+    """Files of this class: half-written ones and locks."""
+    return name.startswith(".partial-") or (name.startswith(".") and name.endswith(".lock"))
 
 
 def _beside(path: Path) -> Path:
@@ -165,15 +164,6 @@ def _beside(path: Path) -> Path:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "w") as file:
+    with (path.parent / f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def open_storage(uri: str, *, endpoint_url: str | None = None) -> Storage:  # noqa: ARG001
-    """The storage behind a path, file:// or s3:// URI. Raises SourceError for other schemes."""
-    if uri.startswith("file://"):
-        uri = uri.removeprefix("file://")
-    if "://" in uri:
-        raise SourceError(f"{uri}: expected a folder or an s3:// prefix")
-    return LocalStorage(Path(uri))
