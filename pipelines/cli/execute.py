@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.cli.import_clock import import_clock
 from pipelines.cli.registry import StepContext, StepSpec
 from pipelines.core import recipe as recipes
 from pipelines.core.closure import code_digest
@@ -75,13 +76,12 @@ def execute(
         key = result_key(settings, storage, spec, asked, upstream, shard, run)
         found = None if spec.effect or force else results.find(spec.name, key)
         began = datetime.now(UTC)
-        clock = time.perf_counter()
         facts: dict[str, Any] = {}
+        function_s = 0.0
         if found is None:
-            stored, facts = _compute(settings, storage, results, spec, run, asked, upstream, shard, key, force)
+            stored, facts, function_s = _compute(settings, storage, results, spec, run, asked, upstream, shard, key, force)
         else:
             stored = found
-        function_s = time.perf_counter() - clock
         reference = Reference(
             step=spec.name,
             shard=shard,
@@ -196,7 +196,8 @@ def _compute(
     shard: int | None,
     key: str,
     force: bool,
-) -> tuple[StoredResult, dict[str, Any]]:
+) -> tuple[StoredResult, dict[str, Any], float]:
+    """The published result, its facts, and the seconds of the step's function without the imports inside it."""
     out = settings.home / "scratch" / f"{spec.name}-{uuid.uuid4().hex}"
     out.mkdir(parents=True)
     try:
@@ -210,10 +211,14 @@ def _compute(
             shard=shard,
             out=out,
         )
-        value = spec.wire(context)
+        clock = time.perf_counter()
+        with import_clock() as imports:
+            value = spec.wire(context)
+        function_s = time.perf_counter() - clock - imports.seconds
+        context.facts["import_s"] = round(imports.seconds, 3)
         meta = {"run": str(run), "finished_at": datetime.now(UTC).isoformat(), "facts": context.facts}
         stored = results.publish(spec.name, key, out, value, meta, replace=spec.effect or force)
-        return stored, context.facts
+        return stored, context.facts, function_s
     except OSError as error:
         if error.errno == 28:  # ENOSPC
             raise UserError(

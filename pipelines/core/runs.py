@@ -1,7 +1,7 @@
 """Run folders: what one execution was asked to do and which results its steps made.
 
-`runs/<dag_id>/<run_id>/run.json` is written by the run's first step, anew each time that it starts; `<step>[-<shard>].json` is each step's reference
-to its result. Tasks find their inputs here and nowhere else.
+`runs/<dag_id>/<run_id>/run.json` is written by the run's first step, anew each time that it starts;
+`<step>[-<shard>].json` is each step's reference to its result. Tasks find their inputs here and nowhere else.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Reference:
     """UTC, ISO 8601."""
     finished_at: str
     function_s: float
-    """Seconds inside the step's own function."""
+    """Seconds inside the step's own function, imports left out; 0 where its result was reused."""
     process_s: float
     """Seconds from the start of the process to the end of the step."""
     peak_rss_bytes: int = 0

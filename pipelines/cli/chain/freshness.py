@@ -53,9 +53,7 @@ def _run_names(storage: Storage, dag_id: str) -> Iterator[str]:
             yield entry.key.removeprefix("runs/").removesuffix("/run.json")
 
 
-def first_stale_step(
-    settings: Settings, specs: Sequence[StepSpec], past: PastRun, request: RunRequest
-) -> str | None:
+def first_stale_step(settings: Settings, specs: Sequence[StepSpec], past: PastRun, request: RunRequest) -> str | None:
     """The first step that has not run or would run anew if `past` were asked for `request` now; None where it stands."""
     storage = storage_of(settings)
     results = ResultStore(storage, settings.home / "cache")
