@@ -1,79 +1,19 @@
-"""Darkroom's own PostgreSQL database: deployments, the desired state of each model, and a history that shows edits.
-
-Every function opens what it needs from a URL and leaves nothing open. Locks are PostgreSQL's advisory locks, so that a
-killed process releases them. Schema changes are the numbered files of `migrations/`, applied once and in order.
-"""
+"""Deployments and the desired state of each model. What is asked for here, the reconciler brings about."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import resources
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pipelines.adapters.database.connection import MODEL_LOCKS, Row, connect
+from pipelines.adapters.database.history import append
 from pipelines.core.deployments import Build, Deployment, Desired, ServingSpec
-from pipelines.core.errors import IntegrityError, NotFound, PlatformError
-from pipelines.core.results import digest_json
+from pipelines.core.errors import NotFound, PlatformError
 
 if TYPE_CHECKING:
     import psycopg
-
-_MIGRATIONS_LOCK = 7_201
-_HISTORY_LOCK = 7_202
-_MODEL_LOCKS = 7_203
-_GENESIS = "0" * 64
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One row of the history."""
-
-    seq: int
-    at: str
-    model: str
-    deployment_id: int | None
-    event: str
-    detail: Mapping[str, Any]
-    hash: str
-
-
-@contextmanager
-def connect(url: str) -> Iterator[psycopg.Connection[Row]]:
-    """A connection in a transaction: committed at the end, rolled back on an error. Raises PlatformError."""
-    import psycopg
-    from psycopg.rows import dict_row
-
-    try:
-        with psycopg.connect(url, connect_timeout=5, row_factory=dict_row, application_name="darkroom") as connection:
-            yield connection
-    except psycopg.OperationalError as error:
-        raise PlatformError(f"PostgreSQL does not answer ({error}); `darkroom up` starts it") from error
-
-
-def migrate(url: str) -> list[str]:
-    """Apply the migrations that the database has not seen, one transaction for all. Returns their names."""
-    folder = resources.files("pipelines.adapters") / "migrations"
-    known = sorted((one.name, one.read_text("utf-8")) for one in folder.iterdir() if one.name.endswith(".sql"))
-    with connect(url) as connection:
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATIONS_LOCK])
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"
-        )
-        applied = {row["name"] for row in connection.execute("SELECT name FROM migrations")}
-        new = [(name, text) for name, text in known if name not in applied]
-        for name, text in new:
-            connection.execute(text.encode())
-            connection.execute("INSERT INTO migrations (name) VALUES (%s)", [name])
-    return [name for name, _ in new]
-
-
-# --- requests ------------------------------------------------------------------------------------------------------
 
 
 def request_deployment(
@@ -104,7 +44,7 @@ def request_deployment(
             " ON CONFLICT (model) DO UPDATE SET desired = EXCLUDED.desired, updated_at = now()",
             [build.model, deployment.id],
         )
-        _append(connection, build.model, deployment.id, "requested", {**asdict(build), "kind": kind})
+        append(connection, build.model, deployment.id, "requested", {**asdict(build), "kind": kind})
         return deployment
 
 
@@ -210,7 +150,7 @@ def mark_live(url: str, deployment: Deployment) -> bool:
         )
         detail = {"version": deployment.build.version, "package_digest": deployment.build.package_digest}
         replaced = {"replaced": live.id, "replaced_version": live.build.version} if live else {}
-        _append(connection, model, deployment.id, f"{deployment.kind}_live", {**detail, **replaced})
+        append(connection, model, deployment.id, f"{deployment.kind}_live", {**detail, **replaced})
         return True
 
 
@@ -229,74 +169,14 @@ def _fail(connection: psycopg.Connection[Row], deployment: Deployment, reason: s
     )
     connection.execute("UPDATE models SET desired = NULL, updated_at = now() WHERE desired = %s", [deployment.id])
     detail = {"version": deployment.build.version, "reason": reason}
-    _append(connection, deployment.build.model, deployment.id, f"{deployment.kind}_failed", detail)
-
-
-# --- history -------------------------------------------------------------------------------------------------------
-
-
-def record(url: str, model: str, event: str, detail: Mapping[str, Any]) -> Event:
-    """Append an event that is no deployment, such as a candidate that the gate rejected."""
-    with connect(url) as connection:
-        return _append(connection, model, None, event, detail)
-
-
-def history(url: str, model: str | None = None) -> list[Event]:
-    """Oldest first."""
-    with connect(url) as connection:
-        rows = connection.execute(
-            "SELECT * FROM history WHERE %(model)s::text IS NULL OR model = %(model)s ORDER BY seq", {"model": model}
-        ).fetchall()
-    return [_event(row) for row in rows]
-
-
-def verify_history(url: str) -> int:
-    """Number of rows in the chain. Raises IntegrityError at the first row that was changed, removed or put in."""
-    previous_hash, expected = _GENESIS, 1
-    with connect(url) as connection:
-        for row in connection.execute("SELECT * FROM history ORDER BY seq"):
-            event = _event(row)
-            if event.seq != expected:
-                raise IntegrityError(f"history row {expected} is missing")
-            if row["previous_hash"] != previous_hash or event.hash != _hash(previous_hash, event):
-                raise IntegrityError(f"history row {event.seq} does not match its hash: it was changed after the fact")
-            previous_hash, expected = event.hash, expected + 1
-    return expected - 1
-
-
-def _append(
-    connection: psycopg.Connection[Row], model: str, deployment_id: int | None, event: str, detail: Mapping[str, Any]
-) -> Event:
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_HISTORY_LOCK])
-    last = connection.execute("SELECT seq, hash FROM history ORDER BY seq DESC LIMIT 1").fetchone()
-    previous_hash = last["hash"] if last else _GENESIS
-    row = Event(
-        seq=last["seq"] + 1 if last else 1,
-        at=datetime.now(UTC).isoformat(),
-        model=model,
-        deployment_id=deployment_id,
-        event=event,
-        detail=json.loads(json.dumps(detail)),
-        hash="",
-    )
-    hash_ = _hash(previous_hash, row)
-    connection.execute(
-        "INSERT INTO history (seq, at, model, deployment_id, event, detail, previous_hash, hash)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-        [row.seq, row.at, model, deployment_id, event, json.dumps(row.detail), previous_hash, hash_],
-    )
-    return Event(**{**asdict(row), "hash": hash_})
-
-
-def _hash(previous_hash: str, event: Event) -> str:
-    return digest_json({**asdict(event), "hash": previous_hash})
+    append(connection, deployment.build.model, deployment.id, f"{deployment.kind}_failed", detail)
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
 def _lock_model(connection: psycopg.Connection[Row], model: str) -> None:
-    connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_MODEL_LOCKS, model])
+    connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [MODEL_LOCKS, model])
 
 
 def _state(connection: psycopg.Connection[Row], deployment_id: int) -> str:
@@ -333,7 +213,3 @@ def _deployment(row: Row) -> Deployment:
         live_at=row["live_at"],
         ended_at=row["ended_at"],
     )
-
-
-def _event(row: Row) -> Event:
-    return Event(**{key: row[key] for key in Event.__dataclass_fields__})

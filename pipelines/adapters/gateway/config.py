@@ -79,7 +79,7 @@ def cluster(name: str, folder: Path) -> Resource:
         "lb_policy": "LEAST_REQUEST",
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "ignore_health_on_host_removal": True,
-        # A dead process is found by its refused connection; the check is slow to condemn, so that load alone never does.
+        # A dead process is found by its refused connection; the check is slow to condemn: load alone never does.
         "health_checks": [
             {
                 "timeout": "3s",
@@ -123,8 +123,7 @@ def routes(weights: Mapping[str, Mapping[str, int]], default_model: str) -> Reso
     served: list[Resource] = []
     for model, clusters in sorted(weights.items()):
         base = f"/v1/models/{model}"
-        for probe in ("livez", "readyz", "metrics"):
-            served.append(_to(clusters, {"path": f"{base}/{probe}"}, rewrite=f"/{probe}"))
+        served += [_to(clusters, {"path": base + probe}, rewrite=probe) for probe in ("/livez", "/readyz", "/metrics")]
         served.append(_to(clusters, {"path_separated_prefix": base}))
     plain = ("/v1/classify", "/livez", "/readyz", "/metrics")
     if default_model in weights:

@@ -1,8 +1,8 @@
 """Envoy, the only gateway: its start, and the files from which it takes clusters, endpoints and routes.
 
 Envoy watches `<home>/envoy/{eds,cds,rds}`; a file that is renamed into one of them is taken within milliseconds. Each
-carries a version of its own, and a change counts only once Envoy's admin interface reports that version. Files survive a
-reboot; an endpoint is used only while its health check names its own cluster, so a stale port is never trusted.
+carries a version of its own, and a change counts only once Envoy's admin interface reports that version. Files survive
+a reboot; an endpoint is used only while its health check names its own cluster, so a stale port is never trusted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.adapters import gateway_config as config
+from pipelines.adapters.gateway import config
 from pipelines.core.errors import PlatformError
 from pipelines.settings import Settings
 
@@ -67,10 +67,10 @@ def write_initial(settings: Settings) -> bool:
     """
     folder = folder_of(settings)
     access_log(settings).parent.mkdir(parents=True, exist_ok=True)
-    for kind, text in _dynamic(View(), settings).items():
+    for kind, resources in _dynamic(View(), settings).items():
         path = folder / kind / f"{kind}.json"
         if not path.exists():
-            _replace(path, _sealed(text, "initial"))
+            _replace(path, _sealed(resources, "initial"))
     bootstrap = folder / "bootstrap.json"
     text = json.dumps(
         config.bootstrap(

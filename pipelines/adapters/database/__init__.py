@@ -1,0 +1,40 @@
+"""Darkroom's own PostgreSQL database: deployments, the desired state of each model, and a history that shows edits.
+
+Every function opens what it needs from a URL and leaves nothing open.
+"""
+
+from pipelines.adapters.database.connection import connect, migrate
+from pipelines.adapters.database.deployments import (
+    build_of,
+    current,
+    deployments,
+    desired_state,
+    get,
+    mark_failed,
+    mark_live,
+    mark_starting,
+    previous,
+    request_deployment,
+    wait_for,
+)
+from pipelines.adapters.database.history import Event, history, record, verify_history
+
+__all__ = [
+    "Event",
+    "build_of",
+    "connect",
+    "current",
+    "deployments",
+    "desired_state",
+    "get",
+    "history",
+    "mark_failed",
+    "mark_live",
+    "mark_starting",
+    "migrate",
+    "previous",
+    "record",
+    "request_deployment",
+    "verify_history",
+    "wait_for",
+]
