@@ -79,7 +79,9 @@ def execute(
         facts: dict[str, Any] = {}
         function_s = 0.0
         if found is None:
-            stored, facts, function_s = _compute(settings, storage, results, spec, run, asked, upstream, shard, key, force)
+            stored, facts, function_s = _compute(
+                settings, storage, results, spec, run, asked, upstream, shard, key, force
+            )
         else:
             stored = found
         reference = Reference(

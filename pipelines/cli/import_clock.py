@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import _bootstrap  # type: ignore[attr-defined]
 from typing import Any
+
+_bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]
 
 
 class ImportClock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -19,7 +18,7 @@ def ensure_digits(home: Path) -> Path:
         temporary = folder.parent / f".digits-{uuid.uuid4().hex}"
         try:
             _write(temporary)
-            os.rename(temporary, folder)
+            temporary.rename(folder)
         except OSError:
             if not folder.exists():  # another run was quicker
                 raise
@@ -29,7 +28,7 @@ def ensure_digits(home: Path) -> Path:
 
 
 def _write(folder: Path) -> None:
-    """8x8 scans with 17 grey levels. The set's order is that of its 43 writers: consecutive fifths are the five days."""
+    """8x8 scans of 17 grey levels. The set is in the order of its 43 writers: consecutive fifths are the five days."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits

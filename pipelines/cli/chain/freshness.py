@@ -54,7 +54,7 @@ def _run_names(storage: Storage, dag_id: str) -> Iterator[str]:
 
 
 def first_stale_step(settings: Settings, specs: Sequence[StepSpec], past: PastRun, request: RunRequest) -> str | None:
-    """The first step that has not run or would run anew if `past` were asked for `request` now; None where it stands."""
+    """The first step that has not run, or would run anew if `past` were asked for `request` now; None: it stands."""
     storage = storage_of(settings)
     results = ResultStore(storage, settings.home / "cache")
     known: dict[str, tuple[StoredResult, ...]] = {}
