@@ -36,6 +36,10 @@ class Settings:
     """The recipe that the plain names stand for: /v1/classify, `ingest_images`, `train_classifier`."""
     celery_queue: str | None
     """Reserved for a Celery queue of the step operator; None runs steps as local processes."""
+    min_memory_mb: int = 3000
+    """Free memory without which `darkroom up` does not start."""
+    min_disk_mb: int = 1000
+    """Free disk at the home without which `darkroom up` does not start."""
 
     @property
     def secrets(self) -> Path:
@@ -87,6 +91,13 @@ def _port(name: str, text: str) -> int:
     return int(text)
 
 
+def _megabytes(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdigit():
+        raise UserError(f"{name}={text!r}: expected a number of megabytes, such as {default}")
+    return int(text)
+
+
 def load() -> Settings:
     """Settings from the environment. Raises UserError naming the variable."""
     home = Path(os.environ.get("DARKROOM_HOME") or REPOSITORY / ".darkroom").expanduser().absolute()
@@ -97,4 +108,6 @@ def load() -> Settings:
         gateway_port=_port("DARKROOM_GATEWAY_PORT", os.environ.get("DARKROOM_GATEWAY_PORT") or "8080"),
         default_model=os.environ.get("DARKROOM_DEFAULT_MODEL") or "digits",
         celery_queue=os.environ.get("DARKROOM_CELERY_QUEUE") or None,
+        min_memory_mb=_megabytes("DARKROOM_MIN_MEMORY_MB", 3000),
+        min_disk_mb=_megabytes("DARKROOM_MIN_DISK_MB", 1000),
     )

@@ -105,6 +105,14 @@ class Orchestrator:
     def unpause(self, dag_id: str) -> None:
         self._send("PATCH", f"/dags/{_part(dag_id)}", {"is_paused": False})
 
+    def ensure_pool(self, name: str, slots: int, description: str) -> None:
+        """A pool with that many slots, made or changed where needed."""
+        try:
+            if self._get(f"/pools/{_part(name)}")["slots"] != slots:
+                self._send("PATCH", f"/pools/{_part(name)}?update_mask=slots", {"slots": slots})
+        except NotFound:
+            self._send("POST", "/pools", {"name": name, "slots": slots, "description": description})
+
     # --- runs ------------------------------------------------------------------------------------------------------
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> DagRun:

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL server: the binaries of a wheel, TCP on 127.0.0.1 with passwords, a database for each owner."""
+"""The embedded PostgreSQL: the binaries of a wheel, TCP on 127.0.0.1 with passwords, a database for each owner."""
 
 from __future__ import annotations
 
