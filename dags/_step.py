@@ -94,7 +94,7 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
             self._command = Command(
                 arguments,
                 cwd=settings_module.REPOSITORY,
-                environment={**os.environ, TASK_MARK: mark},
+                environment=_environment(mark),
                 host=settings.home / "run",
             )
             code = self._command.run(lambda line: self._heard(line, tail))
@@ -116,6 +116,12 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
             raise AirflowFailException(f"step {self.step}: {NO_RETRY[code]} (exit {code}): {said}") from None
         how = f"killed by signal {-code}" if code < 0 else f"exit {code}"
         raise AirflowException(f"step {self.step}: {how}: {said}") from None
+
+
+def _environment(mark: str) -> dict[str, str]:
+    """The task's environment without Airflow's own, which holds its database's password."""
+    kept = {key: value for key, value in os.environ.items() if not key.lstrip("_").startswith("AIRFLOW")}
+    return {**kept, TASK_MARK: mark}
 
 
 def step(
@@ -172,6 +178,9 @@ def snapshot_asset(name: str) -> Asset:
     return Asset(name=f"snapshot-{name}", uri=f"darkroom://datasets/{re.sub('[^a-z0-9-]', '-', name)}/head")
 
 
-def changes(params: Mapping[str, Any]) -> str:
-    """The trigger form's recipe keys (those with a dot) as the JSON that `darkroom step --set` takes."""
-    return json.dumps({key: value for key, value in params.items() if "." in key})
+def changes(conf: Mapping[str, Any] | None) -> str:
+    """The recipe keys (those with a dot) that a run was triggered with, as the JSON that `darkroom step --set` takes.
+
+    Not `params`: their defaults are those of the recipe when Airflow last read this file.
+    """
+    return json.dumps({key: value for key, value in (conf or {}).items() if "." in key})

@@ -48,7 +48,7 @@ def build(recipe: Recipe) -> DAG:
         params={"as_of": as_of, **fields},
         user_defined_macros={"changes": changes},
     ) as dag:
-        first = ("--recipe", recipe.name, "--set", "{{ changes(params) }}", "--as-of", "{{ params.as_of or '' }}")
+        first = ("--recipe", recipe.name, "--set", "{{ changes(dag_run.conf) }}", "--as-of", "{{ params.as_of or '' }}")
         chain(
             *(
                 step(

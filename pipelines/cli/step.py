@@ -13,6 +13,7 @@ from pathlib import Path
 from pipelines import settings as settings_module
 from pipelines.core import recipe as recipes
 from pipelines.core.errors import UserError
+from pipelines.core.processes import die_with_parent
 from pipelines.core.runs import RunId, RunRequest
 
 
@@ -32,7 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--as-of", default="", help="first step of a training run: intervals up to this day only")
     parser.add_argument("--force", action="store_true", help="compute even where a finished result exists")
     parser.add_argument("--outcome", type=Path, metavar="FILE", help="write the outcome there, as JSON")
+    parser.add_argument("--parent", type=int, metavar="PID", help="end when this process, which started us, ends")
     options = parser.parse_args(arguments)
+    if options.parent:
+        die_with_parent(options.parent)
 
     from pipelines.cli.execute import execute, write_outcome
 

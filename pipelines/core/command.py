@@ -1,4 +1,4 @@
-"""A `darkroom` command in a session of its own, whose output is read line by line and which never outlives its parent.
+"""A `darkroom step` in a session of its own, whose output is read line by line and which never outlives its parent.
 
 Airflow's operator and the direct runner both start steps through this. Linux only.
 """
@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipelines.core.processes import die_with_parent
 from pipelines.core.stephost import start_hosted
 
 _CHUNK_BYTES = 65536
 
 
 class Command:
-    """One running command: a fork of the step host where one answers, an ordinary process elsewhere.
+    """One running step: a fork of the step host where one answers, an ordinary process elsewhere.
 
     Start it in the thread that will wait for it: the child dies with that thread.
     """
@@ -108,16 +107,15 @@ class Command:
 
 
 def _start(arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, output: int) -> subprocess.Popen[bytes]:
-    parent = os.getpid()
+    # The child asks the kernel for its end itself: Python code between fork and exec may deadlock where threads run.
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli.main", *arguments],
+        [sys.executable, "-m", "pipelines.cli.main", *arguments, "--parent", str(os.getpid())],
         cwd=cwd,
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
         start_new_session=True,
-        preexec_fn=lambda: die_with_parent(parent),
     )
 
 
