@@ -187,6 +187,10 @@ class Orchestrator:
         found = self._pages("/backfills", "backfills", {"dag_id": dag_id, "order_by": "-id"}, limit=20)
         return next((_backfill(one) for one in found if one["completed_at"] is None), None)
 
+    def cancel_backfill(self, backfill_id: int) -> None:
+        """End a backfill; runs of it that are still queued fail."""
+        self._request("PUT", f"/backfills/{backfill_id}/cancel")
+
     def backfill_state(self, backfill_id: int) -> Backfill:
         return _backfill(self._get(f"/backfills/{backfill_id}"))
 

@@ -1,0 +1,41 @@
+"""The two chains of steps, as their DAGs draw them, and their DAG ids."""
+
+from __future__ import annotations
+
+from pipelines.cli.registry import StepSpec
+from pipelines.settings import Settings
+
+INGEST = ("plan", "ingest", "assemble", "validate", "materialize", "accept")
+TRAIN = (
+    "settle",
+    "snapshot",
+    "training_set",
+    "prepare",
+    "train",
+    "export",
+    "evaluate",
+    "compare",
+    "register",
+    "gate",
+    "build_bento",
+    "deploy",
+)
+
+
+def specs(steps: tuple[str, ...]) -> list[StepSpec]:
+    """The steps' specifications, in order."""
+    from pipelines.cli.wiring import STEPS
+
+    return [STEPS[name] for name in steps]
+
+
+def ingest_dag(settings: Settings, recipe_name: str) -> str:
+    return _dag("ingest_images", settings, recipe_name)
+
+
+def train_dag(settings: Settings, recipe_name: str) -> str:
+    return _dag("train_classifier", settings, recipe_name)
+
+
+def _dag(kind: str, settings: Settings, recipe_name: str) -> str:
+    return kind if recipe_name == settings.default_model else f"{kind}__{recipe_name}"
