@@ -40,6 +40,7 @@ class AirflowChain:
         self.ingest_dag = graph.ingest_dag(self.settings, self.recipe.name)
         self.train_dag = graph.train_dag(self.settings, self.recipe.name)
         self.follower = Follower(self.orchestrator, self.reporter)
+        self.began = datetime.now(UTC)
 
     def wait_until_known(self) -> None:
         """Until Airflow has read both DAGs, which takes seconds for a new recipe."""
@@ -53,6 +54,7 @@ class AirflowChain:
         left = self.stale_intervals(intervals)
         while left:
             self._attach(left)
+            self._forgive_earlier_runs()
             self._raise_failures()
             left = self.stale_intervals(left)
             if not left:
@@ -94,8 +96,8 @@ class AirflowChain:
         newest: dict[str, DagRun] = {}
         for run in self.orchestrator.runs(self.ingest_dag):
             newest.setdefault(run.interval, run)
-        done = [one for one in group if one in newest and newest[one].state == "success"]
-        for interval in done:  # its files or its recipe have changed
+        done = [one for one in group if one in newest and _must_be_cleared(newest[one])]
+        for interval in done:
             self.orchestrator.clear(newest[interval])
         if len(done) < len(group):
             self._backfill(date.fromisoformat(group[0]), date.fromisoformat(group[-1]))
@@ -121,7 +123,7 @@ class AirflowChain:
         return [run for run in active if first.isoformat() <= run.interval <= last.isoformat()]
 
     def backfill(self, first: date, last: date) -> list[date]:
-        """`darkroom backfill`: days without a success are run; returns those. Raises what the first failure failed with."""
+        """`darkroom backfill`: run the days without a success, and return them. Raises what the first failure did."""
         days = self.orchestrator.dry_run_backfill(self.ingest_dag, first, last)
         if days:
             self._backfill(first, last)
@@ -143,7 +145,6 @@ class AirflowChain:
             if active:
                 run = min(active, key=lambda one: (one.state != "running", str(one.queued_at)))
                 self.follower.follow(run)
-                self._raise_failures()
                 continue
             if self.orchestrator.unconsumed_events(self.train_dag):
                 time.sleep(POLL_S)  # the scheduler is about to start the run
@@ -151,6 +152,8 @@ class AirflowChain:
             fresh = self.fresh_training()
             if fresh is not None:
                 return fresh
+            self._forgive_earlier_runs()
+            self._raise_failures()
             if triggered:
                 raise DarkroomError(
                     f"{self.train_dag}: a run has ended well, but does not stand for the dataset's head"
@@ -166,12 +169,22 @@ class AirflowChain:
         steps = graph.specs(graph.TRAIN)
         return next((one for one in mine if first_stale_step(self.settings, steps, one, request) is None), None)
 
+    def _forgive_earlier_runs(self) -> None:
+        """A run that began before this command may have failed of what is mended by now: what it left is run again."""
+        mine = [one for one in self.follower.failures if one.run.started_at and one.run.started_at >= self.began]
+        self.follower.failures[:] = mine
+
     def _raise_failures(self) -> None:
         if self.follower.failures:
             first, *others = self.follower.failures
             for other in others:
                 self.reporter.say(str(other.error()))
             raise first.error()
+
+
+def _must_be_cleared(run: DagRun) -> bool:
+    """A backfill leaves successes alone, though the files or the recipe changed, and does not know manual runs."""
+    return run.state == "success" or run.run_type == "manual"
 
 
 def run_of(run: DagRun) -> RunId:
