@@ -1,0 +1,44 @@
+"""The classifier as a BentoML service. Importing it loads no model and binds no port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bentoml
+
+from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.http import application
+from bentos.kit import settings as service_settings
+from bentos.kit.telemetry import Observed, log_json
+
+SOURCE = Path(__file__).resolve().parents[2]
+"""The bento's src; the model package lies in its folder `model`."""
+
+# BentoML's access log, metrics and traces cost three times the request itself; `kit.telemetry` has ours.
+LEAN = {
+    "logging": {"access": {"enabled": False}},
+    "metrics": {"enabled": False},
+    "tracing": {"excluded_urls": ".*"},
+    # Every request leaves a timer alive that long.
+    "traffic": {"timeout": 30},
+}
+
+
+def _load() -> Dataplane:
+    log_json()
+    return Dataplane(service_settings.load(SOURCE / "model"))
+
+
+app = application(_load)
+
+
+@bentoml.asgi_app(app)
+class Classifier:
+    """Classes of one image, by HTTP."""
+
+    async def __is_ready__(self) -> bool:
+        return app.state.dataplane is not None
+
+
+ClassifierService = bentoml.service(Classifier, name="classifier", **LEAN)
+ClassifierService.add_asgi_middleware(Observed, cluster=service_settings.load(SOURCE / "model").cluster)

@@ -1,0 +1,44 @@
+"""Start one serving process of a bento: `python -m bentos.kit.worker BENTO --port N`, from the bento's own src.
+
+`bentoml serve` puts a supervisor between, whose workers outlive it when it is killed and come back only after 10 s. We
+have a supervisor; this runs the worker that BentoML would start (a private module: the version is pinned).
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from collections.abc import Sequence
+
+KEEP_ALIVE_S = 60
+"""Longer than Envoy keeps an idle connection to us, so that it is never us who close one under a request."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve until SIGTERM, then finish what is in flight."""
+    parser = argparse.ArgumentParser(prog="bentos.kit.worker")
+    parser.add_argument("bento", help="folder of the bento")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--drain-timeout", type=int, default=30, metavar="SECONDS")
+    options = parser.parse_args(arguments)
+
+    from _bentoml_impl.worker.service import main as serve
+
+    # Bound, not yet listening: connections are refused until the model is loaded and proved.
+    listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((options.host, options.port))
+    serve(
+        [
+            options.bento,
+            *("--fd", str(listener.detach())),
+            *("--timeout-keep-alive", str(KEEP_ALIVE_S)),
+            *("--timeout-graceful-shutdown", str(options.drain_timeout)),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
