@@ -1,0 +1,175 @@
+"""A recipe for a user's own images: sized for two CPU cores by what they are, and written to be edited."""
+
+from __future__ import annotations
+
+import random
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipelines.core import recipe as recipes
+from pipelines.core.errors import ImageError, SourceError, UserError
+from pipelines.core.recipe import Recipe, Source
+from pipelines.settings import Settings
+
+_SAMPLE = 64
+"""Images opened to learn how large they are."""
+_ARCHIVE = re.compile(r"\.(tar|zip|tgz|csv|parquet|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a source holds, as far as a recipe needs to know."""
+
+    intervals: Sequence[str]
+    num_images: int
+    class_names: Sequence[str]
+    side_px: int
+    """Median of the shorter sides."""
+
+    @property
+    def dated(self) -> bool:
+        return any(interval[:1].isdigit() for interval in self.intervals)
+
+
+def name_of(uri: str) -> str:
+    """A recipe name from the last part of a path or S3 prefix. Raises UserError where nothing is left of it."""
+    last = PurePosixPath(uri.rstrip("/")).name
+    while _ARCHIVE.search(last):
+        last = _ARCHIVE.sub("", last)
+    name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")
+    if name and not name[0].isalpha():
+        name = f"data-{name}"
+    name = name[:40].strip("-")
+    if not recipes.NAME_PATTERN.fullmatch(name):
+        raise UserError(f"{uri}: no name can be made of {last!r}; give one with --name (NAME= for make)")
+    return name
+
+
+def ensure_recipe(settings: Settings, data: str, name: str | None = None) -> Recipe:
+    """The recipe of this data: the one there is, or a new one in `<home>/recipes/`.
+
+    Raises UserError when the name belongs to other data, SourceError when there is no data.
+    """
+    uri = data if "://" in data else str(Path(data).expanduser().resolve())
+    name = name or name_of(uri)
+    known = recipes.registered(*settings.recipe_folders).get(name)
+    if known is not None:
+        if known.source.uri.rstrip("/") != uri.rstrip("/"):
+            raise UserError(
+                f"{name}: this recipe is for {known.source.uri}, not for {uri}; give this data another name with "
+                f"--name (NAME= for make), or edit source.uri in {settings.recipe_folders[1] / f'{name}.toml'}"
+            )
+        return known
+    path = settings.recipe_folders[1] / f"{name}.toml"
+    recipes.from_dict({"name": name})  # the name's own error, before the images are looked at
+    text = compose(name, uri, inspect(settings, uri))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{name}-{uuid.uuid4().hex}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+    return recipes.load(path)
+
+
+def inspect(settings: Settings, uri: str) -> Inspection:
+    """List the source and open a sample of its images. Raises SourceError where there are none."""
+    from pipelines.core.preprocessing import decode
+    from pipelines.core.sources import open_source
+    from pipelines.core.sources.files import Reader, SourceFile
+
+    source = open_source(Source(uri=uri), home=settings.home, endpoint_url=settings.s3_endpoint_url)
+    intervals = sorted(source.intervals())
+    chance = random.Random(0)  # noqa: S311 (a sample)
+    sample: list[SourceFile] = []
+    classes: set[str] = set()
+    num_images = 0
+    for interval in intervals:
+        for file in source.files(interval, []):
+            if file.label is None:
+                continue
+            classes.add(file.label)
+            num_images += 1
+            if len(sample) < _SAMPLE:
+                sample.append(file)
+            elif (place := chance.randrange(num_images)) < _SAMPLE:
+                sample[place] = file
+    reader = Reader(settings.home / "cache", settings.s3_endpoint_url)
+    sides: list[int] = []
+    for file in sample:
+        try:
+            found = decode(reader.read(file.uri, file.archive, file.offset, file.size_bytes))
+            sides.append(min(found.width, found.height))
+        except ImageError:
+            continue
+    if not sides:
+        raise SourceError(
+            f"{uri}: no readable labelled images; expected <class>/<image>, or a table with uri and label"
+        )
+    if len(classes) < 2:
+        raise SourceError(f"{uri}: one class only ({', '.join(classes)}); a classifier needs two or more")
+    return Inspection(
+        intervals=intervals,
+        num_images=num_images,
+        class_names=sorted(classes),
+        side_px=sorted(sides)[len(sides) // 2],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """What suits images up to a size, and how many samples two CPU cores train in about five minutes."""
+
+    up_to_px: int
+    side_px: int
+    backbone: str
+    samples: int
+    batch_size: int
+
+
+_SIZES = (
+    _Size(up_to_px=40, side_px=32, backbone="small", samples=400_000, batch_size=128),
+    _Size(up_to_px=56, side_px=48, backbone="small", samples=180_000, batch_size=128),
+    _Size(up_to_px=96, side_px=64, backbone="small", samples=100_000, batch_size=128),
+    _Size(up_to_px=1 << 30, side_px=128, backbone="resnet18", samples=24_000, batch_size=64),
+)
+
+
+def compose(name: str, uri: str, found: Inspection) -> str:
+    """The recipe's text, with what was seen and what follows from it as comments."""
+    size = next(one for one in _SIZES if found.side_px <= one.up_to_px)
+    epochs = max(3, min(60, round(size.samples / max(1, found.num_images * 0.7))))
+    # Digits, letters and such mean something else when mirrored.
+    flip = not all(len(label) == 1 for label in found.class_names)
+    days = [interval for interval in found.intervals if interval[:1].isdigit()]
+    schedule = f'\n[schedule]\nstart_date = "{days[0]}"\n' if days else ""
+    return f"""\
+# {found.num_images:,} images of {len(found.class_names)} classes, typically {found.side_px} px on the shorter side.
+# Written by `darkroom run`; edit it as you like, it is not written again.
+# Keys that are not here have their defaults; pipelines/core/recipe.py lists and explains every one.
+name = "{name}"
+
+[source]
+uri = {_quoted(uri)}
+dated = {str(found.dated).lower()}
+
+[preprocessing]
+height = {size.side_px}
+width = {size.side_px}
+
+[model]
+backbone = "{size.backbone}"
+
+[training]
+# About {size.samples:,} samples in all: minutes on two CPU cores. With a GPU, larger networks and more epochs pay.
+epochs = {epochs}
+batch_size = {size.batch_size}
+flip = {str(flip).lower()}
+{schedule}"""
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\u{ord(found[0]):04x}", escaped) + '"'
