@@ -12,33 +12,24 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from pipelines.adapters.orchestrator import DagRun, Orchestrator
-from pipelines.cli.chain import graph
+from pipelines.cli.chain.base import Chain
 from pipelines.cli.chain.follow import POLL_S, Follower
-from pipelines.cli.chain.freshness import PastRun, first_stale_step, past_runs
-from pipelines.cli.chain.report import Reporter
-from pipelines.cli.execute import storage_of
+from pipelines.cli.chain.freshness import PastRun
 from pipelines.core.datasets import STATIC
 from pipelines.core.errors import DarkroomError
-from pipelines.core.recipe import Recipe
-from pipelines.core.runs import RunId, RunRequest
-from pipelines.settings import Settings
 
 MAX_GAP_DAYS = 7
 """Days without data inside one backfill: an empty day costs its `plan`, a backfill more costs half a minute."""
 
 
 @dataclass
-class AirflowChain:
+class AirflowChain(Chain):
     """One recipe's two DAGs."""
 
-    settings: Settings
-    recipe: Recipe
     orchestrator: Orchestrator
-    reporter: Reporter
 
     def __post_init__(self) -> None:
-        self.ingest_dag = graph.ingest_dag(self.settings, self.recipe.name)
-        self.train_dag = graph.train_dag(self.settings, self.recipe.name)
+        super().__post_init__()
         self.follower = Follower(self.orchestrator, self.reporter)
         self.began = datetime.now(UTC)
 
@@ -66,18 +57,6 @@ class AirflowChain:
             if again == left:
                 raise DarkroomError(f"{self.ingest_dag}: {', '.join(again)} ran and is still not what the source holds")
             left = again
-
-    def stale_intervals(self, intervals: Sequence[str]) -> list[str]:
-        """Those that no finished run brought in as they are now."""
-        past = past_runs(storage_of(self.settings), self.ingest_dag)
-        return [one for one in intervals if self.fresh_ingest(one, past) is None]
-
-    def fresh_ingest(self, interval: str, past: Sequence[PastRun]) -> PastRun | None:
-        """The newest run that brought in the interval as it is now."""
-        request = RunRequest(recipe=self.recipe, interval=interval)
-        mine = [one for one in reversed(past) if one.request.interval == interval and one.finished("accept")]
-        steps = graph.specs(graph.INGEST)
-        return next((one for one in mine if first_stale_step(self.settings, steps, one, request) is None), None)
 
     def _attach(self, intervals: Sequence[str]) -> None:
         """Follow what is queued or running for these intervals already."""
@@ -161,14 +140,6 @@ class AirflowChain:
             self.orchestrator.trigger(self.train_dag)
             triggered = True
 
-    def fresh_training(self) -> PastRun | None:
-        """The newest finished run that a new one would only repeat."""
-        request = RunRequest(recipe=self.recipe)
-        past = past_runs(storage_of(self.settings), self.train_dag)
-        mine = [one for one in reversed(past) if one.finished("deploy") and not one.request.as_of]
-        steps = graph.specs(graph.TRAIN)
-        return next((one for one in mine if first_stale_step(self.settings, steps, one, request) is None), None)
-
     def _forgive_earlier_runs(self) -> None:
         """A run that began before this command may have failed of what is mended by now: what it left is run again."""
         mine = [one for one in self.follower.failures if one.run.started_at and one.run.started_at >= self.began]
@@ -185,10 +156,6 @@ class AirflowChain:
 def _must_be_cleared(run: DagRun) -> bool:
     """A backfill leaves successes alone, though the files or the recipe changed, and does not know manual runs."""
     return run.state == "success" or run.run_type == "manual"
-
-
-def run_of(run: DagRun) -> RunId:
-    return RunId(dag_id=run.dag_id, run_id=run.run_id)
 
 
 def _groups(intervals: Sequence[str]) -> list[list[str]]:

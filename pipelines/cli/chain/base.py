@@ -1,0 +1,51 @@
+"""What both ways of running the chain share: which work is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.cli.chain import graph
+from pipelines.cli.chain.freshness import PastRun, first_stale_step, past_runs
+from pipelines.cli.chain.report import Reporter
+from pipelines.cli.execute import storage_of
+from pipelines.core.recipe import Recipe
+from pipelines.core.runs import RunRequest
+from pipelines.settings import Settings
+
+
+@dataclass
+class Chain:
+    """One recipe's ingest and training."""
+
+    settings: Settings
+    recipe: Recipe
+    reporter: Reporter
+
+    def __post_init__(self) -> None:
+        self.ingest_dag = graph.ingest_dag(self.settings, self.recipe.name)
+        self.train_dag = graph.train_dag(self.settings, self.recipe.name)
+
+    def stale_intervals(self, intervals: Sequence[str]) -> list[str]:
+        """Those that no finished run brought in as they are now."""
+        past = past_runs(storage_of(self.settings), self.ingest_dag)
+        return [one for one in intervals if self._fresh_ingest(one, past) is None]
+
+    def fresh_ingests(self, intervals: Sequence[str]) -> list[PastRun]:
+        """The newest run of each interval that stands."""
+        past = past_runs(storage_of(self.settings), self.ingest_dag)
+        return [found for one in intervals if (found := self._fresh_ingest(one, past))]
+
+    def _fresh_ingest(self, interval: str, past: Sequence[PastRun]) -> PastRun | None:
+        request = RunRequest(recipe=self.recipe, interval=interval)
+        mine = [one for one in reversed(past) if one.request.interval == interval and one.finished("accept")]
+        steps = graph.specs(graph.INGEST)
+        return next((one for one in mine if first_stale_step(self.settings, steps, one, request) is None), None)
+
+    def fresh_training(self) -> PastRun | None:
+        """The newest finished run that a new one would only repeat."""
+        request = RunRequest(recipe=self.recipe)
+        past = past_runs(storage_of(self.settings), self.train_dag)
+        mine = [one for one in reversed(past) if one.finished("deploy") and not one.request.as_of]
+        steps = graph.specs(graph.TRAIN)
+        return next((one for one in mine if first_stale_step(self.settings, steps, one, request) is None), None)
