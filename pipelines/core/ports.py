@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.pixelset import Pixels
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.core.features import EmbeddingView
 
 
 class Tracker(Protocol):
@@ -80,3 +87,54 @@ class ModelRegistry(Protocol):
 
     def promote(self, model: str, version: int) -> ModelVersion:
         """Move `champion` to a version that serves now. Raises NotFound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A test image that the model got wrong."""
+
+    true_class: str
+    predicted_class: str
+    probability: float
+    """Of the predicted class."""
+    true_probability: float
+
+
+class Pictures(Protocol):
+    """Draws what evaluation found, as PNG files that do not depend on when they are drawn."""
+
+    def confusion(self, path: Path, counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> None:
+        """Rows of `counts` are true classes, columns predicted ones."""
+
+    def mistakes(self, path: Path, mistakes: Sequence[Mistake], images: Sequence[bytes], *, num_mistakes: int) -> None:
+        """The worst mistakes beside their encoded images, out of `num_mistakes`."""
+
+
+class FeatureRepository(Protocol):
+    """A recipe's feature definitions and their point-in-time reads."""
+
+    def ensure(self, embedding: EmbeddingView) -> bool:
+        """Apply the definitions if they changed; whether they had."""
+
+    def historical(self, entities: pa.Table, features: Sequence[str]) -> pa.Table:
+        """Statistics of images as known at their event times. `entities`: image_id, event_timestamp (UTC).
+
+        Rows in no particular order; nulls where nothing was known.
+        """
+
+
+class OnlineWriter(Protocol):
+    """Takes batches of feature rows."""
+
+    def write(self, rows: pa.Table) -> None:
+        """Upsert rows: image_id, event_timestamp, created_timestamp and features. A newer event time stays."""
+
+
+class OnlineFeatures(Protocol):
+    """The online store of a recipe's views."""
+
+    def loading(self, view: str, num_rows: int, dim: int | None) -> AbstractContextManager[OnlineWriter]:
+        """A writer for about `num_rows` images; `dim` is the width of the view's vectors, None where it has none."""
+
+    def remove(self, view: str, image_ids: Sequence[str], until: datetime) -> None:
+        """Drop images whose stored event time is not after `until`."""

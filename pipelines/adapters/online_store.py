@@ -1,0 +1,243 @@
+"""The online store's tables, written and searched by SQL; Feast's rows are encoded here byte for byte, without Feast.
+
+Feast writes 3,400 images a second row by row; a COPY into a temporary table and one upsert a batch is several times
+faster, and a test proves that the content is what `FeatureStore.write_to_online_store` would have written. Feast's own
+vector search answers with wrong rows (0.67), so the nearest neighbours are one query over pgvector.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+
+from pipelines.core.embedding import Embeddings
+from pipelines.core.errors import NotFound, PlatformError
+from pipelines.core.features import ROW_KEYS, entity_key, project_of
+
+_COLUMNS = ("entity_key", "feature_name", "value", "value_text", "vector_value", "event_ts", "created_ts")
+_POSTGRES_EPOCH_US = 946_684_800_000_000
+"""Microseconds from 1970 to 2000, where PostgreSQL's binary timestamps start."""
+_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
+_COPY_END = struct.pack(">h", -1)
+_NULL = struct.pack(">i", -1)
+_REBUILD_SHARE = 0.5
+"""A load of more than this share of the table drops the vector index and builds it anew: 5 times faster."""
+
+_EXACT_ROWS = 100_000
+"""Up to this many rows a search looks at all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """A stored image near the asked one."""
+
+    image_id: str
+    similarity: float
+    """Cosine, 1 for the same picture."""
+    event_timestamp: datetime
+
+
+class OnlineStore:
+    """Rows of one recipe's views in PostgreSQL."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = url
+        self._project = project_of(name)
+
+    def table(self, view: str) -> str:
+        """Feast's name of the view's table."""
+        return f"{self._project}_{view}"
+
+    @contextmanager
+    def _connect(self) -> Iterator[psycopg.Connection]:
+        try:
+            connection = psycopg.connect(self._url, connect_timeout=10, application_name="darkroom-features")
+        except psycopg.OperationalError as error:
+            raise PlatformError(
+                f"feature store: PostgreSQL does not answer ({error}); `darkroom up` starts it"
+            ) from error
+        with connection:
+            yield connection
+
+    @contextmanager
+    def loading(self, view: str, num_rows: int, dim: int | None) -> Iterator[Writer]:
+        """A writer for about `num_rows` images of a view. `dim` is the width of its vectors, None where it has none.
+
+        A vector index is dropped before a load that is large against the table, and is there afterwards in any case.
+        """
+        with self._connect() as connection:
+            if dim is not None and num_rows > _REBUILD_SHARE * self._count(connection, view):
+                connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(self._index(view))))
+                connection.commit()
+            yield Writer(connection, self.table(view))
+            if dim is not None:
+                self._build_index(connection, view, dim)
+
+    def _count(self, connection: psycopg.Connection, view: str) -> int:
+        found = connection.execute(
+            "SELECT greatest(reltuples, 0) FROM pg_class WHERE relname = %s", (self.table(view),)
+        )
+        row = found.fetchone()
+        if row is None:
+            raise NotFound(f"online store: no table {self.table(view)}; its feature view was never applied")
+        return int(row[0])
+
+    def _index(self, view: str) -> str:
+        return f"{self.table(view)[:58]}_hnsw"
+
+    def _build_index(self, connection: psycopg.Connection, view: str, dim: int) -> None:
+        connection.execute("SET maintenance_work_mem = '256MB'")
+        connection.execute(
+            sql.SQL(
+                "CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw ((vector_value::vector({})) vector_cosine_ops) "
+                "WITH (m = 12, ef_construction = 40) WHERE feature_name = 'embedding'"
+            ).format(sql.Identifier(self._index(view)), sql.Identifier(self.table(view)), sql.Literal(dim))
+        )
+        connection.commit()
+        connection.autocommit = True
+        connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(self.table(view))))
+
+    def remove(self, view: str, image_ids: Sequence[str], until: datetime) -> None:
+        """Drop images whose stored event time is not after `until`."""
+        with self._connect() as connection:
+            for start in range(0, len(image_ids), 10_000):
+                keys = [entity_key(image_id) for image_id in image_ids[start : start + 10_000]]
+                connection.execute(
+                    sql.SQL("DELETE FROM {} WHERE entity_key = ANY(%s) AND event_ts <= %s").format(
+                        sql.Identifier(self.table(view))
+                    ),
+                    (keys, until),
+                )
+                connection.commit()
+
+    def nearest(self, view: str, vector: Embeddings, top: int, *, exact: bool | None = None) -> list[Neighbour]:
+        """The stored images nearest to a unit vector [D], best first; ties in order of image_id.
+
+        `exact` compares with every row (65 ms for 50,000); otherwise four times as many come from the index and are
+        put in order by true distance (2 ms, and 99.2% of the true ten nearest). By default that is up to the number.
+        """
+        distance = sql.SQL("(vector_value::vector({dim})) <=> %(vector)s::vector({dim})").format(
+            dim=sql.Literal(len(vector))
+        )
+        query = sql.SQL(
+            "WITH found AS MATERIALIZED (SELECT entity_key, event_ts, {distance} AS distance FROM {table} "
+            "WHERE feature_name = 'embedding' ORDER BY {distance} LIMIT %(wide)s) "
+            "SELECT right(encode(entity_key, 'escape'), 64), distance, event_ts FROM found "
+            "ORDER BY distance, entity_key LIMIT %(top)s"
+        ).format(distance=distance, table=sql.Identifier(self.table(view)))
+        text = "[" + ",".join(repr(float(value)) for value in vector) + "]"
+        with self._connect() as connection:
+            if exact is None:
+                exact = self._count(connection, view) <= _EXACT_ROWS
+            connection.execute(
+                "SELECT set_config('hnsw.ef_search', %s, true), set_config('enable_indexscan', %s, true)",
+                (str(min(1000, max(200, 4 * top))), "off" if exact else "on"),
+            )
+            rows = connection.execute(query, {"vector": text, "top": top, "wide": 4 * top}).fetchall()
+        return [
+            Neighbour(image_id=image_id, similarity=1 - distance, event_timestamp=when.astimezone(UTC))
+            for image_id, distance, when in rows
+        ]
+
+
+class Writer:
+    """Upserts batches; each is one transaction, and a newer event time is never replaced by an older one."""
+
+    def __init__(self, connection: psycopg.Connection, table: str) -> None:
+        self._connection = connection
+        self._table = sql.Identifier(table)
+
+    def write(self, rows: pa.Table) -> None:
+        """Upsert rows: ROW_KEYS and feature columns (float32, int64, lists of float32)."""
+        columns = sql.SQL(", ").join(sql.Identifier(column) for column in _COLUMNS)
+        changes = sql.SQL(", ").join(
+            sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(column)) for column in _COLUMNS[2:]
+        )
+        cursor = self._connection.cursor()
+        cursor.execute("SET LOCAL synchronous_commit = off")
+        cursor.execute(sql.SQL("CREATE TEMP TABLE incoming (LIKE {}) ON COMMIT DROP").format(self._table))
+        with cursor.copy(sql.SQL("COPY incoming ({}) FROM STDIN (FORMAT BINARY)").format(columns)) as copy:
+            copy.write(_COPY_HEADER)
+            for chunk in _encode(rows):
+                copy.write(chunk)
+            copy.write(_COPY_END)
+        # One order for all writers: two intervals with common images cannot deadlock.
+        cursor.execute(
+            sql.SQL(
+                "INSERT INTO {table} AS old ({columns}) SELECT {columns} FROM incoming "
+                "ORDER BY entity_key, feature_name ON CONFLICT (entity_key, feature_name) DO UPDATE SET {changes} "
+                "WHERE old.event_ts < EXCLUDED.event_ts OR (old.event_ts = EXCLUDED.event_ts "
+                "AND (old.value <> EXCLUDED.value OR old.created_ts <> EXCLUDED.created_ts))"
+            ).format(table=self._table, columns=columns, changes=changes)
+        )
+        self._connection.commit()
+
+
+def _field(data: bytes) -> bytes:
+    return struct.pack(">i", len(data)) + data
+
+
+def _encode(rows: pa.Table) -> Iterator[bytes]:
+    """Binary COPY tuples, all features of one column after another."""
+    keys = [_field(entity_key(image_id)) for image_id in rows.column("image_id").to_pylist()]
+    times = _times(rows)
+    for name in rows.column_names:
+        if name in ROW_KEYS:
+            continue
+        head = struct.pack(">h", len(_COLUMNS))
+        feature = _field(name.encode())
+        column = rows.column(name)
+        values = _vectors(column) if pa.types.is_list(column.type) else _numbers(column)
+        yield b"".join(
+            head + key + feature + value + time for key, value, time in zip(keys, values, times, strict=True)
+        )
+
+
+def _times(rows: pa.Table) -> list[bytes]:
+    """event_ts and created_ts of each row."""
+    stamps = np.empty((rows.num_rows, 2), np.dtype([("length", ">i4"), ("microseconds", ">i8")]))
+    stamps["length"] = 8
+    for place, name in enumerate(("event_timestamp", "created_timestamp")):
+        microseconds = rows.column(name).cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+        stamps["microseconds"][:, place] = microseconds - _POSTGRES_EPOCH_US
+    return [pair.tobytes() for pair in stamps]
+
+
+def _numbers(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """value, value_text and vector_value of numbers: ValueProto (float_val or int64_val), its text, null."""
+    if pa.types.is_float32(column.type):
+        for number in column.to_pylist():
+            yield _field(b"\x35" + struct.pack("<f", number)) + _field(repr(number).encode()) + _NULL
+    else:
+        for number in column.to_pylist():
+            yield _field(b"\x20" + _varint(number)) + _field(str(number).encode()) + _NULL
+
+
+def _vectors(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """value, value_text and vector_value of float32 lists: ValueProto (float_list_val), null, pgvector's binary."""
+    matrix = np.stack(column.to_numpy()).astype("<f4")
+    num_bytes = 4 * matrix.shape[1]
+    inner = b"\x0a" + _varint(num_bytes)
+    head = b"\x82\x01" + _varint(len(inner) + num_bytes) + inner
+    shape = struct.pack(">hh", matrix.shape[1], 0)
+    for little, big in zip(matrix, matrix.astype(">f4"), strict=True):
+        yield _field(head + little.tobytes()) + _NULL + _field(shape + big.tobytes())
+
+
+def _varint(number: int) -> bytes:
+    """Protocol Buffers' variable-length integer; negative ones take ten bytes."""
+    number &= (1 << 64) - 1
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

@@ -1,0 +1,178 @@
+"""Image embeddings that need no downloaded weights, and the names under which embeddings are stored.
+
+`hog-color-v1` describes where edges run and which colours lie where: 16 cells of a 32 by 32 image with 6 edge
+orientations each (after Dalal and Triggs, 2005), and 4 quarters with 6 hues, darkness and brightness each. Both parts
+are square-rooted (the Hellinger kernel of Arandjelović and Zisserman, 2012) and scaled to unit length, so that the
+cosine compares shapes and colours and not contrast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.core.errors import RecipeError
+
+Pixels = npt.NDArray[np.uint8]
+"""[N, H, W, 3] RGB."""
+Embeddings = npt.NDArray[np.float32]
+"""[N, D], every row of unit length."""
+
+SIDE_PX = 32
+"""Rows and columns of the pixels that `hog-color-v1` looks at."""
+DIM = 128
+
+_ORIENTATIONS = 6
+_HUES = 6
+_CELLS = 4
+_QUARTERS = 2
+_SHAPE_SHARE = 0.7
+"""Share of the squared length that edges get; the rest is colour."""
+_BLOCK = 256
+"""Images worked on at once: their float planes (1 MB each) stay in the second-level cache."""
+
+
+class Embedder(Protocol):
+    """Turns pixels into embeddings."""
+
+    view: str
+    """Name of the feature view that holds them; it changes with whatever computes them."""
+    dim: int
+    height: int
+    width: int
+    fit: str
+    """Size and fit of the pixels it wants, as in a recipe's preprocessing."""
+
+    def embed(self, pixels: Pixels) -> Embeddings:
+        """Unit rows for uint8 [N, height, width, 3]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingName:
+    """A parsed `features.embedding`."""
+
+    kind: str
+    """hog-color-v1, torchvision or package."""
+    backbone: str = ""
+    path: str = ""
+    digest: str = ""
+
+
+def parse(text: str) -> EmbeddingName:
+    """The parts of `features.embedding`. Raises RecipeError for any other text."""
+    kind, _, rest = text.partition(":")
+    if text == "hog-color-v1":
+        return EmbeddingName(kind=text)
+    if kind == "torchvision" and ":" in rest:
+        backbone, _, path = rest.partition(":")
+        if backbone and path:
+            return EmbeddingName(kind=kind, backbone=backbone, path=path)
+    if kind == "package" and re.fullmatch(r"[0-9a-f]{64}", rest):
+        return EmbeddingName(kind=kind, digest=rest)
+    raise RecipeError(
+        f"features.embedding = {text!r}: expected 'hog-color-v1', 'torchvision:<backbone>:<weights file>' or "
+        "'package:<64 hex digits>'"
+    )
+
+
+def view_name(text: str) -> str:
+    """The feature view of an embedding: what computed it is part of the name. At most 36 characters.
+
+    Raises RecipeError for a wrong text and where the weights file cannot be read.
+    """
+    name = parse(text)
+    if name.kind == "torchvision":
+        path = Path(name.path).expanduser()
+        if not path.is_file():
+            raise RecipeError(f"features.embedding = {text!r}: {path} is no file")
+        with path.open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        return "image_embedding_torchvision_" + hashlib.sha256(f"{name.backbone}:{weights}".encode()).hexdigest()[:8]
+    if name.kind == "package":
+        return f"image_embedding_package_{name.digest[:8]}"
+    return "image_embedding_hog_color_v1"
+
+
+class HogColorV1:
+    """The default embedding: numpy only, 128 numbers, no weights."""
+
+    view = "image_embedding_hog_color_v1"
+    dim = DIM
+    height = SIDE_PX
+    width = SIDE_PX
+    fit = "squash"
+
+    def embed(self, pixels: Pixels) -> Embeddings:
+        """Unit rows [N, 128] for uint8 [N, 32, 32, 3]; a row does not depend on its neighbours in the batch."""
+        if pixels.shape[1:] != (SIDE_PX, SIDE_PX, 3) or pixels.dtype != np.uint8:
+            raise ValueError(
+                f"pixels: expected uint8 [N, {SIDE_PX}, {SIDE_PX}, 3], found {pixels.dtype} {pixels.shape}"
+            )
+        rows = np.empty((len(pixels), DIM), np.float32)
+        for start in range(0, len(pixels), _BLOCK):
+            block = pixels[start : start + _BLOCK]
+            planes = np.ascontiguousarray(block.transpose(3, 0, 1, 2)).astype(np.float32) / np.float32(255)
+            red, green, blue = planes
+            luma = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
+            shape = _unit(np.sqrt(_edges(luma))) * np.float32(_SHAPE_SHARE**0.5)
+            colour = _unit(np.sqrt(_colours(red, green, blue, luma))) * np.float32((1 - _SHAPE_SHARE) ** 0.5)
+            rows[start : start + len(block)] = _unit(np.concatenate([shape, colour], axis=1))
+        return rows
+
+
+def _edges(luma: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Edge strength by cell and unsigned orientation [N, 96] of luma [N, 32, 32].
+
+    With the double angle an orientation's response is relu(cos 2(θ - θk)): no arctangent, and soft bins.
+    """
+    padded = np.pad(luma, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    right = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
+    down = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    length = np.sqrt(right * right + down * down)
+    scale = np.float32(1) / np.maximum(length, np.float32(1e-6))
+    cosine = (right * right - down * down) * scale
+    sine = np.float32(2) * right * down * scale
+    parts = []
+    for k in range(_ORIENTATIONS):
+        angle = 2 * np.pi * k / _ORIENTATIONS
+        response = cosine * np.float32(np.cos(angle)) + sine * np.float32(np.sin(angle))
+        parts.append(_sums(np.maximum(response, np.float32(0)), _CELLS))
+    return np.concatenate(parts, axis=1)
+
+
+def _colours(
+    red: npt.NDArray[np.float32],
+    green: npt.NDArray[np.float32],
+    blue: npt.NDArray[np.float32],
+    luma: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32]:
+    """Hues by strength, darkness and brightness of each quarter [N, 32]."""
+    alpha = red - np.float32(0.5) * (green + blue)
+    beta = np.float32(3**0.5 / 2) * (green - blue)
+    planes = []
+    for k in range(_HUES):
+        angle = 2 * np.pi * k / _HUES
+        response = alpha * np.float32(np.cos(angle)) + beta * np.float32(np.sin(angle))
+        planes.append(np.maximum(response, np.float32(0)))
+    planes += [np.float32(0.5) * (np.float32(1) - luma), np.float32(0.5) * luma]
+    return np.concatenate([_sums(plane, _QUARTERS) for plane in planes], axis=1)
+
+
+def _sums(plane: npt.NDArray[np.float32], cells: int) -> npt.NDArray[np.float32]:
+    """Sums over a grid of cells: [N, 32, 32] to [N, cells²]."""
+    side = SIDE_PX // cells
+    columns = plane.reshape(len(plane), SIDE_PX, cells, side).sum(axis=3)
+    sums: npt.NDArray[np.float32] = columns.reshape(len(plane), cells, side, cells).sum(axis=2)
+    return sums.reshape(len(plane), cells * cells)
+
+
+def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    length = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
+    scaled: npt.NDArray[np.float32] = rows / np.maximum(length, np.float32(1e-12))
+    return scaled
