@@ -1,0 +1,179 @@
+"""What `darkroom run` says at its end, to a person or a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.cli.chain.freshness import PastRun
+from pipelines.cli.chain.overhead import Overhead
+from pipelines.cli.chain.probe import Answer
+from pipelines.cli.chain.report import StepReport
+from pipelines.core.results import ResultStore, StoredResult
+from pipelines.core.values import Deployed, Evaluated, Finding, Snapshotted, Validated
+from pipelines.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Everything that the summary tells."""
+
+    name: str
+    ingests: Sequence[PastRun]
+    training: PastRun
+    evaluated: Evaluated
+    deployed: Deployed
+    snapshot: Snapshotted
+    findings: Sequence[tuple[str, Finding]]
+    """Interval and what validation warned of."""
+    answers: Sequence[Answer]
+    curl: str
+    steps: Sequence[StepReport]
+    """Steps that this command saw finish; none where all was done before."""
+    overheads: Sequence[Overhead]
+    total_s: float
+    up_s: float
+    """Of it, until the platform was ready."""
+    memory_bytes: int
+
+    @property
+    def correct(self) -> int:
+        return sum(one.predicted == one.label for one in self.answers)
+
+    @property
+    def warnings(self) -> list[str]:
+        found = [
+            f"{interval}: {one.expectation}: {one.observed} (threshold {one.threshold})"
+            + (f", such as {one.examples[0]}" if one.examples else "")
+            for interval, one in self.findings
+        ]
+        return [*found, *self.snapshot.warnings]
+
+    @property
+    def overhead_per_task_s(self) -> float | None:
+        """Over all runs that this command followed."""
+        tasks = sum(one.num_tasks for one in self.overheads)
+        spent = sum(one.per_task_s * one.num_tasks for one in self.overheads)
+        return spent / tasks if tasks else None
+
+
+def result_of(results: ResultStore, past: PastRun, step: str) -> StoredResult:
+    """The result that a run's reference names."""
+    reference = next(one for one in past.references if one.step == step)
+    found = results.find(step, reference.key)
+    assert found is not None, "a run that stands has every result"
+    return found
+
+
+def findings_of(results: ResultStore, ingests: Sequence[PastRun]) -> list[tuple[str, Finding]]:
+    found = [(one.request.interval, result_of(results, one, "validate").load(Validated)) for one in ingests]
+    return [(interval, finding) for interval, validated in found for finding in validated.findings]
+
+
+def places(settings: Settings, name: str, *, with_airflow: bool) -> dict[str, str]:
+    """Where to look."""
+    found = {"endpoint": f"{settings.gateway_url}/v1/models/{name}/classify"}
+    if with_airflow:
+        found["airflow"] = f"http://127.0.0.1:{settings.port('airflow')}"
+        found["airflow_user"] = "admin"
+        found["airflow_password_file"] = str(settings.secrets / "airflow-admin")
+    found["mlflow"] = f"http://127.0.0.1:{settings.port('mlflow')}"
+    found["data_docs"] = f"{settings.store_uri.rstrip('/')}/docs/{name}"
+    return found
+
+
+def as_json(outcome: Outcome, where: Mapping[str, str]) -> dict[str, Any]:
+    """The summary for programs."""
+    accuracy = outcome.evaluated.accuracy
+    return {
+        "name": outcome.name,
+        "version": outcome.deployed.version,
+        "package_digest": outcome.deployed.package_digest,
+        "snapshot_id": outcome.snapshot.snapshot_id,
+        "accuracy": accuracy.value,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+        "num_test_images": outcome.evaluated.num_images,
+        "num_images": outcome.snapshot.num_images,
+        "intervals": [one.request.interval for one in outcome.ingests],
+        "training_run": str(outcome.training.run),
+        "held_out": [asdict(one) for one in outcome.answers],
+        "held_out_correct": outcome.correct,
+        "steps": [
+            {
+                "run": str(one.run),
+                "interval": one.interval,
+                "step": one.step,
+                "seconds": round(one.seconds, 3),
+                "function_s": round(one.function_s, 3),
+                "import_s": one.facts.get("import_s", 0.0),
+                "peak_rss_bytes": one.peak_rss_bytes,
+                "reused": one.reused,
+                "num_shards": one.num_shards,
+                "fact": one.fact,
+            }
+            for one in outcome.steps
+        ],
+        "overhead_per_task_s": outcome.overhead_per_task_s,
+        "overheads": [one.as_dict() for one in outcome.overheads],
+        "total_s": round(outcome.total_s, 1),
+        "up_s": round(outcome.up_s, 1),
+        "platform_memory_bytes": outcome.memory_bytes,
+        "warnings": outcome.warnings,
+        "curl": outcome.curl,
+        **where,
+    }
+
+
+def render(outcome: Outcome, where: Mapping[str, str]) -> str:
+    """The summary for people."""
+    accuracy = outcome.evaluated.accuracy
+    lines = [
+        "",
+        f"{outcome.name} version {outcome.deployed.version} serves  (package {outcome.deployed.package_digest[:12]})",
+        "",
+        f"  accuracy   {accuracy.value:.2%} on {outcome.evaluated.num_images:,} test images "
+        f"({accuracy.low:.2%} to {accuracy.high:.2%})",
+        f"  held out   {outcome.correct} of {len(outcome.answers)} images right through the gateway, "
+        f"{_median([one.milliseconds for one in outcome.answers]):.1f} ms each",
+        f"  time       {outcome.total_s:.1f} s in all, {outcome.up_s:.1f} s of it until the platform was ready",
+        f"  memory     {outcome.memory_bytes / 1e9:.2f} GB (PSS) for the platform at rest",
+    ]
+    if outcome.overhead_per_task_s is not None:
+        lines.append(f"  overhead   {outcome.overhead_per_task_s:.2f} s a task of orchestration")
+    lines += ["", *_steps(outcome.steps)]
+    if outcome.warnings:
+        lines += ["", "  warnings", *(f"    {text}" for text in outcome.warnings)]
+    lines += ["", "  where to look"]
+    if "airflow" in where:
+        lines.append(f"    Airflow    {where['airflow']}  (user admin, password in {where['airflow_password_file']})")
+    lines += [
+        f"    MLflow     {where['mlflow']}",
+        f"    data docs  {where['data_docs']}",
+        f"    endpoint   {where['endpoint']}",
+        "",
+        f"  {outcome.curl}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _steps(steps: Sequence[StepReport]) -> list[str]:
+    """Seconds by step, intervals added up."""
+    if not steps:
+        return ["  steps      all done before; nothing ran"]
+    seconds: dict[str, list[StepReport]] = {}
+    for one in steps:
+        seconds.setdefault(one.step, []).append(one)
+    lines = ["  step            runs   seconds   of it in the step's function"]
+    for step, reports in seconds.items():
+        wall, inside = sum(one.seconds for one in reports), sum(one.function_s for one in reports)
+        reused = sum(one.reused for one in reports)
+        note = f"   {reused} reused" if reused else ""
+        lines.append(f"  {step:<14} {len(reports):>5} {wall:>9.1f} {inside:>9.1f}{note}")
+    return lines
+
+
+def _median(numbers: Sequence[float]) -> float:
+    return sorted(numbers)[len(numbers) // 2] if numbers else 0.0
