@@ -80,7 +80,7 @@ def prepare(settings: Settings) -> None:
     """Make the data folder where there is none, and clear what a killed server left. Safe to repeat."""
     data = data_folder(settings)
     if data.exists():
-        _clear_stale_lock(data)
+        end_leftover(settings)
         return
     data.parent.mkdir(parents=True, exist_ok=True)
     partial, password = data.with_name("partial"), data.with_name("password")
@@ -128,8 +128,17 @@ def process(settings: Settings) -> ManagedProcess:
     )
 
 
+def answers(settings: Settings) -> bool:
+    """True when the server lets our superuser in."""
+    try:
+        _connect(settings, "postgres").close()
+    except (psycopg.Error, UserError):
+        return False
+    return True
+
+
 def accepts(settings: Settings) -> bool:
-    """True when the server answers our superuser."""
+    """Like `answers`; raises UserError where it refuses our password, which waiting does not mend."""
     try:
         _connect(settings, "postgres").close()
     except psycopg.OperationalError as error:
@@ -227,32 +236,37 @@ def _unprivileged() -> tuple[int, int]:
     return 65534, 65534
 
 
-def _clear_stale_lock(data: Path, timeout_s: float = 10.0) -> None:
-    """Let a server of an earlier platform end; drop its lock file where its pid now is a stranger's or a zombie's.
+def end_leftover(settings: Settings, timeout_s: float = 10.0) -> int:
+    """End a server of an earlier platform; drop its lock file where its pid now is a stranger's or a zombie's.
 
     PostgreSQL itself sees through a lock whose process is gone, not through one whose number was given away again.
+    Returns 1 when a server had to be ended, else 0. Raises PlatformError where it does not end.
     """
+    data = data_folder(settings)
     lock = data / "postmaster.pid"
     try:
         pid = int(lock.read_text().split("\n", 1)[0])
     except (OSError, ValueError):
-        return
+        return 0
+    running = is_server(settings, pid)
     deadline = time.monotonic() + timeout_s
-    owner = data.stat().st_uid
-    while _is_postgres(pid, owner):
+    while is_server(settings, pid):
         kill(pid, signal.SIGINT if time.monotonic() < deadline else signal.SIGQUIT)
         if time.monotonic() > deadline + timeout_s:
             raise PlatformError(f"an earlier PostgreSQL (pid {pid}) does not end; stop it and try again")
         time.sleep(0.1)
-    if lock.exists() and Path(f"/proc/{pid}").exists():
-        while any(_is_postgres(child, owner) for child in session_members(pid)) and time.monotonic() < deadline:
-            time.sleep(0.05)
+    # Its backends end within milliseconds; the server's own check for them needs the lock file that we may remove.
+    while any(is_server(settings, member) for member in session_members(pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if Path(f"/proc/{pid}").exists():
         lock.unlink(missing_ok=True)
+    return int(running)
 
 
-def _is_postgres(pid: int, owner: int) -> bool:
-    """True for a living process of the data's owner that is called postgres."""
+def is_server(settings: Settings, pid: int) -> bool:
+    """True for a living process called postgres that runs as the owner of this home's data."""
     try:
+        owner = data_folder(settings).stat().st_uid
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False

@@ -1,0 +1,29 @@
+"""What a running platform was started from: so that `darkroom up` sees when it has to start it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from pipelines.core.closure import code_digest
+from pipelines.settings import DEFAULT_PORTS, REPOSITORY, Settings
+
+# The supervisor's own code and what it starts by name. Steps and DAG files are read anew by every task.
+_ROOTS = ("pipelines.local.supervisor", "pipelines.local.keeper", "pipelines.local.launch", "pipelines.local.stephost")
+
+_OVERRIDES = ("DARKROOM_DATABASE_URL_", *(f"DARKROOM_{service.upper()}_PORT" for service in DEFAULT_PORTS))
+
+
+def identity(settings: Settings, without: Sequence[str]) -> str:
+    """Digest of the supervisor's code, the installed versions (by their lock) and every setting."""
+    parts = {
+        "code": code_digest(_ROOTS, REPOSITORY),
+        "lock": hashlib.sha256((REPOSITORY / "requirements.lock").read_bytes()).hexdigest(),
+        "settings": {key: str(value) for key, value in asdict(settings).items()},
+        "overrides": {key: value for key, value in os.environ.items() if key.startswith(_OVERRIDES)},
+        "without": sorted(without),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

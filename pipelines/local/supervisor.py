@@ -1,0 +1,270 @@
+"""The supervisor: starts the platform in order, watches it, starts again what dies, ends it in order.
+
+Run as `python -m pipelines.local.supervisor [--without NAME]` by the keeper. The main thread forks the platform's
+children and the deployments' thread its own: a child dies with the thread that forked it, and both live to the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+from pipelines import settings as settings_module
+from pipelines.adapters import database
+from pipelines.adapters.gateway import envoy_argv, write_initial
+from pipelines.core.errors import DarkroomError, PlatformError, UserError
+from pipelines.core.stephost import SOCKET_NAME, short_path
+from pipelines.local import airflow, mlflow, postgres, resources, schema, secrets, state
+from pipelines.local.deployments import Reconciler
+from pipelines.local.identity import identity
+from pipelines.local.keeper import GIVE_UP
+from pipelines.local.ports import Reservations, assign
+from pipelines.local.process import ManagedProcess, environment, rotate
+from pipelines.local.services import Service, get
+from pipelines.local.state import Phase, PlatformState
+from pipelines.local.sweep import sweep
+from pipelines.local.watch import Watched
+from pipelines.settings import Settings
+
+OPTIONAL = ("airflow", "mlflow")
+"""What `--without` may name."""
+_TICK_S = 0.2
+_ROTATE_S = 10.0
+
+
+class Stopped(Exception):
+    """We were asked to end while starting."""
+
+
+class Supervisor:
+    """One platform, from the start of its processes to their end."""
+
+    def __init__(self, settings: Settings, without: Sequence[str]) -> None:
+        self._settings = settings
+        self._without = tuple(without)
+        self._identity = identity(settings, without)
+        self._stop = threading.Event()
+        self._watched: list[Watched] = []
+        self._reservations = Reservations()
+        self._reconciler: Reconciler | None = None
+        self._thread: threading.Thread | None = None
+        self._askers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ready")
+        self._written: PlatformState | None = None
+        self._phase: Phase = "starting"
+        self._rotated_at = 0.0
+
+    def ask_to_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        self._stop.set()
+
+    def run(self) -> int:
+        """Exit status: 0 when told to stop, GIVE_UP when a person has to mend something, 1 when trying again may do."""
+        try:
+            self._start()
+            self._watch()
+        except Stopped:
+            pass
+        except DarkroomError as error:
+            _say(str(error))
+            self._end()
+            self._publish("failed", error=str(error), exit_code=error.exit_code)
+            return GIVE_UP if isinstance(error, UserError) else 1
+        self._publish("stopping")
+        self._end()
+        self._publish("stopped")
+        return 0
+
+    # --- start -----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        settings = self._settings
+        self._publish("starting")
+        resources.check_disk(settings)
+        secrets.ensure(settings)
+        sweep(settings)
+        assign(settings, self._reservations)
+        if not postgres.is_external():
+            self._start_postgres()
+        self._migrate()
+        write_initial(settings)
+        for service in self._services():
+            self._watched.append(Watched(service))
+            service.process.start()
+        self._publish("starting")
+        self._reconciler = Reconciler(settings)
+        self._thread = threading.Thread(target=self._reconciler.run, args=(self._stop,), name="deployments")
+        self._thread.start()
+
+    def _start_postgres(self) -> None:
+        settings = self._settings
+        began = time.monotonic()
+        postgres.prepare(settings)
+        process = postgres.process(settings)
+        service = Service(process=process, ready=lambda: postgres.answers(settings), stop_s=20)
+        watched = Watched(service, before_start=lambda: postgres.prepare(settings))
+        self._watched.append(watched)
+        process.start()
+        self._publish("starting")
+        postgres.wait_ready(settings, process)
+        postgres.ensure_databases(settings)
+        watched.state, watched.seconds = "ready", time.monotonic() - began
+        self._publish("starting")
+
+    def _migrate(self) -> None:
+        """Bring every schema to the installed versions; Airflow's and MLflow's at once, where they are behind."""
+        settings = self._settings
+        database.migrate(settings.database_url("darkroom"))
+        wanted: dict[str, tuple[str, Callable[[Settings], ManagedProcess]]] = {
+            "airflow": (airflow.version(), airflow.migration),
+            "mlflow": (mlflow.version(), mlflow.migration),
+        }
+        running: list[tuple[str, str, ManagedProcess]] = []
+        for owner, (version, make) in wanted.items():
+            if owner not in self._without and schema.version_of(settings.database_url(owner)) != version:
+                process = make(settings)
+                self._watched.append(Watched(Service(process=process, ready=lambda: False)))
+                process.start()
+                running.append((owner, version, process))
+        self._publish("starting")
+        for owner, version, process in running:
+            while process.alive():
+                self._pause(0.05)
+            if process.returncode != 0:
+                log = postgres.tail(process.log_path)
+                raise PlatformError(f"{process.name} failed (exit {process.returncode}); its log ends with:\n{log}")
+            schema.set_version(settings.database_url(owner), version)
+            self._watched = [one for one in self._watched if one.process is not process]
+
+    def _services(self) -> list[Service]:
+        settings = self._settings
+        found = [_gateway(settings), _step_host(settings)]
+        if "mlflow" not in self._without:
+            found.append(mlflow.service(settings))
+        if "airflow" not in self._without:
+            found.extend(airflow.services(settings))
+        return found
+
+    # --- watch -----------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            for watched in self._watched:
+                watched.look(self._askers)
+            if self._phase == "starting" and all(one.state == "ready" for one in self._watched):
+                if "airflow" not in self._without:
+                    airflow.ensure_pools(self._settings)
+                self._publish("ready")
+            self._publish(self._phase)
+            self._rotate()
+            if self._thread is not None and not self._thread.is_alive() and not self._stop.is_set():
+                # Its children died with it. The keeper starts us again.
+                raise RuntimeError("the deployments' thread ended")
+            self._stop.wait(_TICK_S)
+
+    def _rotate(self) -> None:
+        if time.monotonic() - self._rotated_at > _ROTATE_S:
+            self._rotated_at = time.monotonic()
+            for pattern in ("*.log", "*.jsonl"):
+                for path in (self._settings.home / "logs").glob(pattern):
+                    rotate(path)
+
+    # --- end -------------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Deployments and everything that uses PostgreSQL first, all at once; PostgreSQL last."""
+        self._stop.set()
+        last = [one for one in self._watched if one.process.name == "postgres"]
+        for group in ([one for one in self._watched if one not in last], last):
+            for watched in group:
+                watched.process.signal()
+            if group is not last and self._thread is not None:
+                self._thread.join(30)
+            deadline = time.monotonic() + max((one.service.stop_s for one in group), default=0.0)
+            for watched in group:
+                watched.process.stop(max(0.1, deadline - time.monotonic()))
+                watched.state = "stopped"
+        self._askers.shutdown(wait=False, cancel_futures=True)
+
+    def _publish(self, phase: Phase, *, error: str = "", exit_code: int = 0) -> None:
+        self._phase = phase
+        processes = tuple(one.status() for one in self._watched)
+        if self._reconciler is not None:
+            processes += tuple(self._reconciler.processes())
+        now = PlatformState(
+            phase=phase,
+            identity=self._identity,
+            without=self._without,
+            processes=processes,
+            error=error,
+            exit_code=exit_code,
+        )
+        if now != self._written:
+            state.write(self._settings, now)
+            self._written = now
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise Stopped
+
+
+def _gateway(settings: Settings) -> Service:
+    process = ManagedProcess(
+        "envoy",
+        envoy_argv(settings),
+        environment(settings),
+        settings.home / "logs" / "envoy.log",
+        port=settings.gateway_port,
+    )
+    admin = settings.port("envoy_admin")
+    return Service(process=process, ready=lambda: get(admin, "/ready")[0] == 200, stop_s=5)
+
+
+def _step_host(settings: Settings) -> Service:
+    folder = state.folder(settings)
+    process = ManagedProcess(
+        "step-host",
+        [sys.executable, "-m", "pipelines.local.stephost", str(folder)],
+        environment(settings),
+        settings.home / "logs" / "step-host.log",
+    )
+
+    def ready() -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, short_path(folder, SOCKET_NAME) as path:
+            try:
+                connection.connect(path)
+            except OSError:
+                return False
+        return True
+
+    return Service(process=process, ready=ready, stop_s=3)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} supervisor: {text}\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.local.supervisor")
+    parser.add_argument("--without", action="append", default=[], choices=OPTIONAL)
+    supervisor = Supervisor(settings_module.load(), parser.parse_args().without)
+    signal.signal(signal.SIGTERM, supervisor.ask_to_stop)
+    signal.signal(signal.SIGINT, supervisor.ask_to_stop)
+    return supervisor.run()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        # Not sys.exit, which would wait for the deployments' thread; our children end with us.
+        os._exit(1)
