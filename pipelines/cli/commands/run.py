@@ -24,7 +24,7 @@ def run(
         str | None,
         typer.Option(
             help="Your images: a folder with a folder per class (train/val/test above them if you like), a tar or zip "
-            "of one, a CSV or Parquet table (uri, label), or an s3:// prefix. Without it: scikit-learn's scanned digits."
+            "of one, a CSV or Parquet table (uri, label), or an s3:// prefix. Without: scikit-learn's scanned digits."
         ),
     ] = None,
     name: Annotated[
