@@ -19,7 +19,7 @@ from bentos.kit.errors import RequestRefused, request_id, respond
 from bentos.kit.telemetry import metrics
 from pipelines.core.errors import NotFound
 
-MAX_TOP_K = 1000
+MAX_TOP_K = 100_000
 OTHER_METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 

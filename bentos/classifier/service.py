@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import bentoml
@@ -26,7 +27,12 @@ LEAN = {
 
 def _load() -> Dataplane:
     log_json()
-    return Dataplane(service_settings.load(SOURCE / "model"))
+    try:
+        return Dataplane(service_settings.load(SOURCE / "model"))
+    except Exception as error:
+        # One line that says why, for whoever started this process; the server logs the traceback.
+        logging.getLogger("darkroom.classifier").error("cannot serve", extra={"reason": str(error)})
+        raise
 
 
 app = application(_load)

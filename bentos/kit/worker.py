@@ -14,6 +14,9 @@ from collections.abc import Sequence
 KEEP_ALIVE_S = 60
 """Longer than Envoy keeps an idle connection to us, so that it is never us who close one under a request."""
 
+PORT_TAKEN = 75
+"""Exit status: the port was somebody else's; another one may do (EX_TEMPFAIL)."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Serve until SIGTERM, then finish what is in flight."""
@@ -29,7 +32,11 @@ def main(arguments: Sequence[str]) -> None:
     # Bound, not yet listening: connections are refused until the model is loaded and proved.
     listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((options.host, options.port))
+    try:
+        listener.bind((options.host, options.port))
+    except OSError as error:
+        sys.stderr.write(f"port {options.port}: {error}\n")
+        sys.exit(PORT_TAKEN)
     serve(
         [
             options.bento,

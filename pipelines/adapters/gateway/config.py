@@ -11,7 +11,7 @@ Resource = dict[str, Any]
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
 REQUEST_TIMEOUT_S = 30
-STATISTICS = {"cds": "cluster_manager.cds", "rds": "rds.darkroom"}
+STATISTICS = {"cds/cds.json": "cluster_manager.cds", "rds/rds.json": "rds.darkroom"}
 """Where Envoy counts what it took and refused of a kind of file."""
 
 _TYPES = "type.googleapis.com/envoy"
@@ -37,7 +37,7 @@ def bootstrap(*, folder: Path, port: int, admin_port: int, access_log: Path) -> 
     return {
         "node": {"id": "darkroom", "cluster": "darkroom"},
         "admin": {"address": _address(admin_port)},
-        "dynamic_resources": {"cds_config": _watched(folder, "cds")},
+        "dynamic_resources": {"cds_config": _watched(folder, "cds/cds.json")},
         "static_resources": {"listeners": [_listener(folder, port, access_log)]},
         # Off by default: a health check passes only where the process names the cluster that it is part of.
         "layered_runtime": {"layers": [{"name": "static", "static_layer": {"health_check": {"verify_cluster": 100}}}]},
@@ -74,7 +74,7 @@ def cluster(name: str, folder: Path) -> Resource:
         "@type": f"{_TYPES}.config.cluster.v3.Cluster",
         "name": name,
         "type": "EDS",
-        "eds_cluster_config": {"eds_config": _watched(folder, "eds")},
+        "eds_cluster_config": {"eds_config": _watched(folder, f"eds/{name}.json")},
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
@@ -159,12 +159,12 @@ def _address(port: int) -> Resource:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-def _watched(folder: Path, kind: str) -> Resource:
+def _watched(folder: Path, name: str) -> Resource:
     return {
         "resource_api_version": "V3",
         "path_config_source": {
-            "path": str(folder / kind / f"{kind}.json"),
-            "watched_directory": {"path": str(folder / kind)},
+            "path": str(folder / name),
+            "watched_directory": {"path": str((folder / name).parent)},
         },
     }
 
@@ -182,7 +182,7 @@ def _listener(folder: Path, port: int, access_log: Path) -> Resource:
         "stat_prefix": "gateway",
         "codec_type": "AUTO",
         "server_name": "darkroom",
-        "rds": {"route_config_name": _ROUTES_NAME, "config_source": _watched(folder, "rds")},
+        "rds": {"route_config_name": _ROUTES_NAME, "config_source": _watched(folder, "rds/rds.json")},
         "http_filters": [
             _filter("buffer", "buffer.v3.Buffer", max_request_bytes=MAX_BODY_BYTES),
             _filter("router", "router.v3.Router"),

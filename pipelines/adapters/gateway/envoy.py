@@ -67,10 +67,10 @@ def write_initial(settings: Settings) -> bool:
     """
     folder = folder_of(settings)
     access_log(settings).parent.mkdir(parents=True, exist_ok=True)
-    for kind, resources in _dynamic(View(), settings).items():
-        path = folder / kind / f"{kind}.json"
-        if not path.exists():
-            _replace(path, _sealed(resources, "initial"))
+    (folder / "eds").mkdir(parents=True, exist_ok=True)
+    for name, resources in _files(View(), settings).items():
+        if not (folder / name).exists():
+            _replace(folder / name, _sealed(resources, "initial"))
     bootstrap = folder / "bootstrap.json"
     text = json.dumps(
         config.bootstrap(
@@ -95,24 +95,29 @@ class Gateway:
         self._lock = threading.Lock()
         self._confirmed: dict[str, str] = {}
 
-    def apply(self, view: View) -> None:
+    def apply(self, view: View, *, confirm: bool = True) -> None:
         """Bring Envoy to `view`: endpoints, then clusters, then routes, each confirmed before the next.
+
+        Without `confirm` the files are written only; Envoy takes them now, or when it starts.
 
         Never take a route away together with its cluster: requests in flight between the two files would be lost.
         Raises PlatformError where Envoy does not answer or refuses.
         """
+        folder = folder_of(self._settings)
+        files = _files(view, self._settings)
         with self._lock:
-            for kind, resources in _dynamic(view, self._settings).items():
-                path = folder_of(self._settings) / kind / f"{kind}.json"
-                version = _version_of(path, resources)
+            for name, resources in files.items():
+                version = _version_of(folder / name, resources)
                 if version is None:
                     version = uuid.uuid4().hex
-                    _replace(path, _sealed(resources, version))
-                elif self._confirmed.get(kind) == version:
-                    continue
-                if kind != "eds":  # an endpoint shows in `healthy_ports`
-                    self._confirm(kind, version)
-                self._confirmed[kind] = version
+                    _replace(folder / name, _sealed(resources, version))
+                # Endpoints show in `healthy_ports`.
+                if confirm and name in config.STATISTICS and self._confirmed.get(name) != version:
+                    self._confirm(name, version)
+                    self._confirmed[name] = version
+            for path in (folder / "eds").glob("*.json"):
+                if f"eds/{path.name}" not in files:
+                    path.unlink(missing_ok=True)
 
     def healthy_ports(self, cluster: str) -> set[int]:
         """Ports of the cluster whose health check passed. Raises PlatformError."""
@@ -130,21 +135,26 @@ class Gateway:
         name = f"cluster.{cluster}.upstream_rq_active"
         return int(self._stats(f"^{re.escape(name)}$").get(name, "0"))
 
+    def open_requests(self) -> int:
+        """Requests in flight from clients, whatever for. Raises PlatformError."""
+        name = "http.gateway.downstream_rq_active"
+        return int(self._stats(f"^{re.escape(name)}$").get(name, "0"))
+
     def ready(self) -> bool:
         try:
             return self._get("/ready")[0] == 200
         except PlatformError:
             return False
 
-    def _confirm(self, kind: str, version: str) -> None:
+    def _confirm(self, name: str, version: str) -> None:
         """Wait until Envoy works with the version. Raises PlatformError."""
-        file = f"{folder_of(self._settings) / kind}/{kind}.json"
+        file = folder_of(self._settings) / name
         deadline = time.monotonic() + CONFIRM_TIMEOUT_S
         reason = "it has not taken the file"
         refused = None
         while time.monotonic() < deadline:
             try:
-                stats = self._stats(f"({config.STATISTICS[kind]}).(version_text|update_rejected|update_failure)$")
+                stats = self._stats(f"({config.STATISTICS[name]}).(version_text|update_rejected|update_failure)$")
             except PlatformError as error:
                 reason = str(error)
             else:
@@ -181,13 +191,13 @@ class Gateway:
             connection.close()
 
 
-def _dynamic(view: View, settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """Resources by kind, in the order in which they may be taken."""
+def _files(view: View, settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """Resources by file, in the order in which they may be taken. Envoy wants the endpoints of a cluster alone."""
     folder = folder_of(settings)
     return {
-        "eds": [config.endpoints(name, ports) for name, ports in sorted(view.clusters.items())],
-        "cds": [config.cluster(name, folder) for name in sorted(view.clusters)],
-        "rds": [config.routes(view.routes, settings.default_model)],
+        **{f"eds/{name}.json": [config.endpoints(name, ports)] for name, ports in sorted(view.clusters.items())},
+        "cds/cds.json": [config.cluster(name, folder) for name in sorted(view.clusters)],
+        "rds/rds.json": [config.routes(view.routes, settings.default_model)],
     }
 
 

@@ -1,0 +1,356 @@
+"""The reconciler: brings running bentos and Envoy's files to what the database asks for, again and again.
+
+It is one long-lived thread, which starts every process (the kernel ends a child with the *thread* that started it),
+and a passing thread for each rollout. Nothing is remembered but the database's rows and Envoy's files: killed at any
+point, the next one starts what was live, and rolls out again what was on its way.
+
+A rollout: unpack the bento, start it beside the old one, wait until every process is ready, send each the golden set,
+give the gateway its cluster, move the route, see the new version answer through the gateway, record it as live; then
+drain and stop the old one. Whatever fails before the record is taken back, and the old one never noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from pipelines.adapters import database
+from pipelines.adapters.gateway import Gateway, View
+from pipelines.adapters.packaging import BentoArchives, folder_name
+from pipelines.core.deployments import Build, Deployment, Desired
+from pipelines.core.errors import DarkroomError, DeploymentFailed, PlatformError
+from pipelines.core.storage import open_storage
+from pipelines.local.serving.fleet import Fleet
+from pipelines.local.serving.proof import prove
+from pipelines.local.state import ProcessStatus
+from pipelines.settings import Settings
+
+T = TypeVar("T")
+
+TICK_S = 0.05
+READ_S = 0.25
+JUDGE_S = 5.0
+GATEWAY_S = 15.0
+"""Longest wait for the gateway to find a ready process healthy, or to answer with the new version."""
+QUIET_S = 1.0
+"""No request in flight for so long counts as drained."""
+
+
+class Interrupted(Exception):
+    """The platform goes down in the middle of a rollout; the next one starts it anew."""
+
+
+class Reconciler:
+    """Brings about what the database asks for, until told to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._gateway = Gateway(settings)
+        storage = open_storage(settings.store_uri, endpoint_url=settings.s3_endpoint_url)
+        self._archives = BentoArchives(storage, settings.home / "cache")
+        self._bentos = settings.home / "bentos"
+        self._stop = threading.Event()
+        self._lock = threading.RLock()
+        self._publishing = threading.Lock()
+        self._fleets: dict[int, Fleet] = {}
+        self._routes: dict[str, int] = {}
+        """Deployment that gets a model's traffic."""
+        self._desired: dict[str, Desired] = {}
+        self._ended: dict[str, int] = {}
+        """Rollouts that ended, by model: what was read before one ended is stale."""
+        self._threads: dict[str, threading.Thread] = {}
+        self._known = False
+        """The database has answered once; until then Envoy's files stay as the last platform left them."""
+        self._read_at = self._judged_at = 0.0
+        self._troubles: dict[str, tuple[str, float]] = {}
+
+    # --- the long-lived thread -------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set, then end every process. Never raises for what may pass."""
+        self._stop = stop
+        self._sweep()
+        try:
+            while not stop.wait(TICK_S):
+                self._guard("reconciler", self._tick)
+        finally:
+            self._end()
+
+    def processes(self) -> tuple[ProcessStatus, ...]:
+        """Serving processes, for `darkroom status`."""
+        return tuple(status for fleet in self._all_fleets() for status in fleet.statuses())
+
+    def _tick(self) -> None:
+        if time.monotonic() - self._read_at > READ_S:
+            self._guard("database", self._read)
+        for desired in list(self._desired.values()):
+            self._guard(desired.model, lambda desired=desired: self._pursue(desired))  # type: ignore[misc]
+        for fleet in self._all_fleets():
+            self._guard(fleet.cluster, fleet.tick)
+        if self._known:
+            self._guard("gateway", lambda: self._publish(confirm=False))
+        if time.monotonic() - self._judged_at > JUDGE_S:
+            self._judged_at = time.monotonic()
+            self._guard("gateway health", self._judge)
+
+    def _read(self) -> None:
+        self._read_at = time.monotonic()
+        with self._lock:
+            before = dict(self._ended)
+        found = database.desired_state(self._settings.database_url("darkroom"))
+        with self._lock:
+            current = [one for one in found if self._ended.get(one.model) == before.get(one.model)]
+            self._desired = {one.model: one for one in current}
+        self._known = True
+
+    def _pursue(self, desired: Desired) -> None:
+        """Serve what is live, and begin to bring up what is asked for."""
+        thread = self._threads.get(desired.model)
+        if thread is not None and thread.is_alive():
+            return
+        if desired.live is not None and desired.live.id not in self._fleets:
+            self._adopt(desired.live)
+        if desired.desired is not None:
+            thread = threading.Thread(target=self._roll_out, args=(desired.desired,), name=f"rollout {desired.model}")
+            self._threads[desired.model] = thread
+            thread.start()
+
+    def _adopt(self, live: Deployment) -> None:
+        """Start again what was live before this platform started."""
+        fleet = Fleet(self._settings, live, self._unpacked(live.build), keep=True, attached=True)
+        with self._lock:
+            self._fleets[live.id] = fleet
+            self._routes[live.build.model] = live.id
+        _say(f"{fleet.cluster}: starting again")
+
+    def _judge(self) -> None:
+        for fleet in self._all_fleets():
+            if fleet.attached and not fleet.draining and not fleet.closed:
+                fleet.judge(self._gateway.healthy_ports(fleet.cluster))
+
+    def _publish(self, *, confirm: bool = True) -> None:
+        """Write the gateway's files. Raises PlatformError where it does not take them."""
+        with self._publishing:
+            with self._lock:
+                fleets = {fleet.deployment.id: fleet for fleet in self._fleets.values() if fleet.attached}
+                view = View(
+                    clusters={fleet.cluster: fleet.ports() for fleet in fleets.values()},
+                    routes={model: {fleets[id_].cluster: 100} for model, id_ in self._routes.items() if id_ in fleets},
+                )
+            self._gateway.apply(view, confirm=confirm)
+
+    def _end(self) -> None:
+        """No file of the gateway changes: after the next start they hold until the processes are back."""
+        for thread in list(self._threads.values()):
+            thread.join(2)
+        enders = [threading.Thread(target=fleet.stop) for fleet in self._all_fleets()]
+        for ender in enders:
+            ender.start()
+        for ender in enders:
+            ender.join()
+
+    # --- a rollout's thread ----------------------------------------------------------------------------------------
+
+    def _roll_out(self, deployment: Deployment) -> None:
+        model = deployment.build.model
+        before = self._routes.get(model)
+        began = time.monotonic()
+        try:
+            database.mark_starting(self._url, deployment.id)
+            fleet = self._bring_up(deployment)
+            self._move(fleet)
+            if not self._persist(lambda: database.mark_live(self._url, deployment)):
+                raise DeploymentFailed("superseded by a newer request")
+            _say(f"{fleet.cluster}: live after {time.monotonic() - began:.1f} s")
+        except Interrupted:
+            return
+        except Exception as error:
+            self._take_back(deployment, before, error)
+        else:
+            if before is not None and before in self._fleets and before != deployment.id:
+                threading.Thread(target=self._retire, args=(self._fleets[before],), name=f"retire {before}").start()
+        finally:
+            with self._lock:
+                self._ended[model] = self._ended.get(model, 0) + 1
+                self._desired.pop(model, None)
+
+    def _bring_up(self, deployment: Deployment) -> Fleet:
+        """A fleet that is ready and proved. Raises DeploymentFailed."""
+        fleet = Fleet(self._settings, deployment, self._unpacked(deployment.build))
+        with self._lock:
+            self._fleets[deployment.id] = fleet
+        self._wait(fleet, fleet.complete, deployment.spec.ready_timeout_s, "not ready")
+        for port in fleet.ports():
+            proved = prove(port, fleet.package())
+            _say(f"{fleet.cluster}: port {port} answers {proved.num_images} golden images")
+        return fleet
+
+    def _move(self, fleet: Fleet) -> None:
+        """Traffic goes to a fleet, step by step; Envoy confirms each. Raises PlatformError, DeploymentFailed."""
+        fleet.attached = True
+        self._publish()
+        wanted = set(fleet.ports())
+        self._wait(
+            fleet, lambda: self._gateway.healthy_ports(fleet.cluster) >= wanted, GATEWAY_S, "the gateway's check failed"
+        )
+        with self._lock:
+            fleet.keep = True
+            self._routes[fleet.model] = fleet.deployment.id
+        self._publish()
+        self._wait(fleet, lambda: self._answers(fleet), GATEWAY_S, "it does not answer through the gateway")
+
+    def _answers(self, fleet: Fleet) -> bool:
+        """True where the gateway answers for the model with this fleet's version."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._settings.gateway_port, timeout=5)
+        try:
+            connection.request("GET", f"/v1/models/{fleet.model}")
+            response = connection.getresponse()
+            body = response.read()
+            build = fleet.deployment.build
+            expected = (build.package_digest, str(build.version))
+            found = json.loads(body) if response.status == 200 else {}
+            return (found.get("package_digest"), found.get("model_version")) == expected
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        finally:
+            connection.close()
+
+    def _take_back(self, deployment: Deployment, before: int | None, error: Exception) -> None:
+        """Undo a rollout, and say why. What served before still serves."""
+        model = deployment.build.model
+        reason = str(error) if isinstance(error, DarkroomError) else f"{type(error).__name__}: {error}"
+        _say(f"{model} deployment {deployment.id} failed: {reason}")
+        with self._lock:
+            fleet = self._fleets.get(deployment.id)
+            if before is not None:
+                self._routes[model] = before
+            else:
+                self._routes.pop(model, None)
+        try:
+            self._publish()
+        except PlatformError as trouble:
+            _say(str(trouble))  # the file is written; the gateway takes it when it is back
+        if fleet is not None:
+            threading.Thread(target=self._retire, args=(fleet,), name=f"retire {deployment.id}").start()
+        with contextlib.suppress(Interrupted):
+            self._persist(lambda: database.mark_failed(self._url, deployment, reason))
+
+    def _retire(self, fleet: Fleet) -> None:
+        """Wait for its last requests, take it from the gateway, end it."""
+        fleet.draining = True
+        if fleet.attached:
+            self._drain(fleet)
+            fleet.attached = False
+            try:
+                self._publish()
+            except PlatformError as trouble:
+                _say(str(trouble))
+        fleet.stop()
+        with self._lock:
+            self._fleets.pop(fleet.deployment.id, None)
+        self._prune(fleet.model)
+
+    def _drain(self, fleet: Fleet) -> None:
+        """Until no request is in flight, or the deadline.
+
+        A request whose body is still on its way has its route already, but is not yet counted for the cluster. So the
+        gateway must have been idle as a whole once, or some seconds have passed.
+        """
+        began = time.monotonic()
+        patience_s = fleet.deployment.spec.drain_timeout_s
+        quiet_since: float | None = None
+        idle = False
+        while (elapsed := time.monotonic() - began) < patience_s and not self._stop.wait(0.1):
+            try:
+                busy = self._gateway.active_requests(fleet.cluster) > 0
+                idle = idle or self._gateway.open_requests() == 0
+            except PlatformError:
+                return  # no gateway, no requests
+            quiet_since = None if busy else quiet_since or time.monotonic()
+            long_enough = quiet_since is not None and time.monotonic() - quiet_since > QUIET_S
+            if long_enough and (idle or elapsed > patience_s / 3):
+                return
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _url(self) -> str:
+        return self._settings.database_url("darkroom")
+
+    def _all_fleets(self) -> list[Fleet]:
+        with self._lock:
+            return list(self._fleets.values())
+
+    def _unpacked(self, build: Build) -> Path:
+        """The bento's folder on this machine, unpacked from the store where it is not there."""
+        folder = self._bentos / folder_name(build.model, build.version, build.bento_digest)
+        if not folder.exists():
+            self._archives.unpack(build, folder)
+        return folder
+
+    def _wait(self, fleet: Fleet, condition: Callable[[], bool], timeout_s: float, failure: str) -> None:
+        """Raises DeploymentFailed when time is up or a process of the fleet has ended, Interrupted at the end."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if self._stop.wait(0.02):
+                raise Interrupted
+            if (death := fleet.death()) is not None:
+                raise DeploymentFailed(death)
+            if time.monotonic() > deadline:
+                raise DeploymentFailed(f"{failure} within {timeout_s:g} s; see {fleet.log}")
+
+    def _persist(self, write: Callable[[], T]) -> T:
+        """Write to the database, however long it is away. Raises Interrupted at the end."""
+        while True:
+            try:
+                return write()
+            except PlatformError as error:
+                _say(str(error))
+                if self._stop.wait(1):
+                    raise Interrupted from error
+
+    def _guard(self, what: str, work: Callable[[], None]) -> None:
+        """Trouble is told once, and work goes on: what runs must keep running whatever else is down."""
+        told, again_at = self._troubles.get(what, ("", 0.0))
+        if time.monotonic() < again_at:
+            return
+        try:
+            work()
+        except Exception as error:
+            text = str(error) if isinstance(error, DarkroomError) else f"{type(error).__name__}: {error}"
+            if text != told:
+                _say(f"{what}: {text}")
+            self._troubles[what] = (text, time.monotonic() + 1.0)
+        else:
+            self._troubles.pop(what, None)
+
+    def _prune(self, model: str) -> None:
+        """Forget unpacked bentos that neither serve nor served last; the store still has them."""
+        try:
+            known = database.deployments(self._url, model)
+        except PlatformError:
+            return
+        kept = [one for one in known if one.state in ("requested", "starting", "live")]
+        kept += [one for one in known if one.state == "retired"][:2]
+        names = {folder_name(model, one.build.version, one.build.bento_digest) for one in kept}
+        mine = {folder_name(model, one.build.version, one.build.bento_digest) for one in known}
+        for name in mine - names:
+            shutil.rmtree(self._bentos / name, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """What a killed predecessor left half unpacked."""
+        for path in self._bentos.glob(".partial-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} deployments: {text}\n")

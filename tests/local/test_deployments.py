@@ -1,0 +1,189 @@
+"""Deployments on one machine, with real bentos, a real Envoy and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import serving_platform
+from example_packages import coloured
+from serving_platform import (
+    SPEC,
+    VARIABLE,
+    Load,
+    ask,
+    deploy,
+    in_own_schema,
+    make_build,
+    serving,
+    wait_until,
+)
+
+from pipelines import settings as settings_module
+from pipelines.adapters import database
+from pipelines.core.deployments import Build
+from pipelines.local.deployments import Reconciler
+from pipelines.local.ports import free_port
+from pipelines.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def settings(postgres_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A home, a gateway and a database schema of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, in_own_schema(postgres_settings, "deployments"))
+        home = tmp_path_factory.mktemp("serving")
+        patch.setenv("DARKROOM_ENVOY_ADMIN_PORT", str(free_port()))
+        patch.setenv("DARKROOM_HOME", str(home))
+        patch.setenv("DARKROOM_GATEWAY_PORT", str(free_port()))
+        patch.setenv("DARKROOM_DEFAULT_MODEL", "colours")
+        yield settings_module.load()
+
+
+@pytest.fixture(scope="module")
+def builds(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Build]:
+    folder = tmp_path_factory.mktemp("builds")
+    good = {version: make_build(settings, folder, model="colours", version=version) for version in (1, 2)}
+    return {**good, 3: make_build(settings, folder, model="colours", version=3, spoil=True)}
+
+
+@pytest.fixture(scope="module")
+def reconciler(settings: Settings) -> Iterator[Reconciler]:
+    with serving(settings) as running:
+        yield running
+
+
+def served_version(settings: Settings) -> str | None:
+    status, body = ask(settings.gateway_port, "/v1/models/colours")
+    return body["model_version"] if status == 200 else None
+
+
+def test_before_the_first_deployment_the_gateway_says_so(reconciler: Reconciler, settings: Settings) -> None:
+    wait_until(lambda: ask(settings.gateway_port, "/")[0] == 200)
+    status, problem = ask(settings.gateway_port, "/v1/classify", coloured("red"))
+    assert (status, problem["status"], problem["detail"]) == (503, 503, "colours is not deployed yet")
+
+
+def test_a_deployment_serves_by_name_and_by_default(
+    reconciler: Reconciler, settings: Settings, builds: dict[int, Build]
+) -> None:
+    assert deploy(settings, builds[1]).state == "live"
+    for path in ("/v1/classify?top_k=1", "/v1/models/colours/classify?top_k=1"):
+        status, answer = ask(settings.gateway_port, path, coloured("green", 7), {"X-Request-ID": "mine"})
+        assert status == 200
+        assert [one["class_name"] for one in answer["predictions"]] == ["green"]
+        assert answer["request_id"] == "mine"
+        assert answer["package_digest"] == builds[1].package_digest
+    assert ask(settings.gateway_port, "/readyz")[0] == 200
+
+
+def test_asking_again_for_what_is_live_changes_nothing(
+    reconciler: Reconciler, settings: Settings, builds: dict[int, Build]
+) -> None:
+    before = database.deployments(settings.database_url("darkroom"), "colours")
+    assert deploy(settings, builds[1]) == before[0]
+    assert database.deployments(settings.database_url("darkroom"), "colours") == before
+
+
+def test_a_deployment_that_fails_its_proof_changes_nothing(
+    reconciler: Reconciler, settings: Settings, builds: dict[int, Build]
+) -> None:
+    with Load(settings.gateway_port, "/v1/classify").running() as load:
+        failed = deploy(settings, builds[3])
+    assert failed.state == "failed"
+    assert "golden image" in failed.reason
+    assert load.failures == []
+    assert set(load.versions) == {"1"}
+    assert database.current(settings.database_url("darkroom"), "colours").build == builds[1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "num_deployments", [3, pytest.param(10, marks=pytest.mark.full)], ids=lambda count: f"{count}-in-a-row"
+)
+def test_no_request_is_lost(
+    reconciler: Reconciler, settings: Settings, builds: dict[int, Build], num_deployments: int
+) -> None:
+    with Load(settings.gateway_port, "/v1/models/colours/classify").running(threads=4) as load:
+        for number in range(num_deployments):
+            assert deploy(settings, builds[2 - number % 2]).state == "live"
+    assert load.failures == []
+    assert set(load.versions) == {"1", "2"}
+    assert load.num_answers > 50 * num_deployments
+
+
+def test_a_killed_process_is_back_soon(reconciler: Reconciler, settings: Settings) -> None:
+    (process,) = (one for one in reconciler.processes() if one.state == "ready")
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: any(one.restarts == 1 and one.state == "ready" for one in reconciler.processes()))
+    wait_until(lambda: served_version(settings) is not None)
+
+
+def test_several_processes_share_the_load(reconciler: Reconciler, settings: Settings, builds: dict[int, Build]) -> None:
+    assert deploy(settings, builds[1], replace(SPEC, workers=2)).state == "live"
+    ready = [one for one in reconciler.processes() if one.state == "ready"]
+    assert len(ready) >= 2
+    with Load(settings.gateway_port, "/v1/classify").running(threads=4) as load:
+        os.kill(next(one.pid for one in ready if one.name.endswith("-1")) or 0, signal.SIGKILL)
+        time.sleep(1)
+    assert load.failures == []
+
+
+def test_a_process_that_cannot_start_says_why(
+    reconciler: Reconciler, settings: Settings, builds: dict[int, Build]
+) -> None:
+    before = served_version(settings)
+    lying = replace(builds[2], package_digest="0" * 64, version=9)
+    failed = deploy(settings, lying)
+    assert failed.state == "failed"
+    assert "package_digest" in failed.reason
+    assert served_version(settings) == before
+
+
+def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(
+    settings: Settings,
+    builds: dict[int, Build],
+    postgres_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A supervisor of its own is killed while version 2 is on its way; the next one brings up both, 2 last."""
+    monkeypatch.delenv(VARIABLE)
+    url = in_own_schema(postgres_settings, "killed")
+    for name, value in {
+        VARIABLE: url,
+        "DARKROOM_HOME": str(tmp_path),
+        "DARKROOM_STORE": settings.store_uri,
+        "DARKROOM_GATEWAY_PORT": str(free_port()),
+        "DARKROOM_ENVOY_ADMIN_PORT": str(free_port()),
+    }.items():
+        monkeypatch.setenv(name, value)
+    own = settings_module.load()
+    with serving(own):
+        assert deploy(own, builds[1]).state == "live"
+    # Everything is down, as after a reboot. A platform that gets killed:
+    asked = database.request_deployment(url, builds[2], SPEC)
+    killed = subprocess.Popen([sys.executable, serving_platform.__file__], start_new_session=True)
+    wait_until(lambda: database.get(url, asked.id).state == "starting")
+    killed.kill()
+    killed.wait()
+    with serving(own):
+        assert database.wait_for(url, asked.id, 60).state == "live"
+        assert ask(own.gateway_port, "/v1/models/colours")[1]["model_version"] == "2"
+        # And rollback proves the first one again.
+        before = database.previous(url, "colours")
+        assert before is not None
+        back = database.request_deployment(url, before.build, before.spec, kind="rollback", origin=before.id)
+        assert database.wait_for(url, back.id, 60).state == "live"
+        assert ask(own.gateway_port, "/v1/models/colours")[1]["model_version"] == "1"
+        assert database.previous(url, "colours") is None
+    events = [one.event for one in database.history(url)]
+    assert events == ["requested", "deploy_live", "requested", "deploy_live", "requested", "rollback_live"]
+    assert database.verify_history(url) == len(events)
