@@ -190,7 +190,7 @@ class Reconciler:
             self._fleets[deployment.id] = fleet
         self._wait(fleet, fleet.complete, deployment.spec.ready_timeout_s, "not ready")
         for port in fleet.ports():
-            proved = prove(port, fleet.package())
+            proved = prove(port, fleet.package(), deployment.build)
             _say(f"{fleet.cluster}: port {port} answers {proved.num_images} golden images")
         return fleet
 

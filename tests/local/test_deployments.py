@@ -51,7 +51,12 @@ def settings(postgres_settings: Settings, tmp_path_factory: pytest.TempPathFacto
 def builds(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Build]:
     folder = tmp_path_factory.mktemp("builds")
     good = {version: make_build(settings, folder, model="colours", version=version) for version in (1, 2)}
-    return {**good, 3: make_build(settings, folder, model="colours", version=3, spoil=True)}
+    bad = {3: "answers", 4: "file"}
+    spoiled = {
+        version: make_build(settings, folder, model="colours", version=version, spoil=how)
+        for version, how in bad.items()
+    }
+    return {**good, **spoiled}
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +145,10 @@ def test_a_process_that_cannot_start_says_why(
     reconciler: Reconciler, settings: Settings, builds: dict[int, Build]
 ) -> None:
     before = served_version(settings)
-    lying = replace(builds[2], package_digest="0" * 64, version=9)
-    failed = deploy(settings, lying)
-    assert failed.state == "failed"
-    assert "package_digest" in failed.reason
+    damaged, foreign = deploy(settings, builds[4]), deploy(settings, replace(builds[2], version=9))
+    assert (damaged.state, foreign.state) == ("failed", "failed")
+    assert "model.onnx: does not match its digest" in damaged.reason
+    assert "model_version 2, not 9" in foreign.reason
     assert served_version(settings) == before
 
 

@@ -37,17 +37,20 @@ def in_own_schema(settings: Settings, name: str) -> str:
     return f"{url}?options=-csearch_path%3D{name}"
 
 
-def make_build(settings: Settings, folder: Path, *, model: str, version: int, spoil: bool = False) -> Build:
+def make_build(settings: Settings, folder: Path, *, model: str, version: int, spoil: str = "") -> Build:
     """Package, bento and archive of a version; each version answers with its own temperature.
 
-    `spoil` makes one whose graph is not what its golden logits say, and seals it anew.
+    `spoil="answers"` makes a package whose graph is not what its golden logits say; `spoil="file"` damages the bento.
     """
     package = write_package(folder / f"package-{version}", name=model, temperature=1 + version / 10)
-    if spoil:
+    if spoil == "answers":
         wrong = onnx_model(10 * np.roll(np.eye(3, dtype=np.float32), 1, axis=1), 1 + version / 10)
         (package.folder / "model.onnx").write_bytes(wrong)
         package = model_package.write(package.folder, package.description, package.preprocessing)
     bento = build_bento(package, version=version, out=folder / f"bento-{version}")
+    if spoil == "file":
+        with (bento / "src" / "model" / "model.onnx").open("ab") as file:
+            file.write(b"x")
     archives = BentoArchives(open_storage(settings.store_uri), settings.home / "cache")
     return archives.keep(bento, model=model, version=version, package_digest=package.digest)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.core.deployments import Build
 from pipelines.core.errors import DeploymentFailed
 from pipelines.core.inference import changed_answers
 from pipelines.core.model_package import ModelPackage
@@ -26,14 +27,23 @@ class Proved:
     """Between probabilities' logarithms, times the temperature: what of the logits can be seen through HTTP."""
 
 
-def prove(port: int, package: ModelPackage) -> Proved:
-    """Classify every golden image on 127.0.0.1:port. Raises DeploymentFailed naming the first image that is wrong."""
+def prove(port: int, package: ModelPackage, build: Build) -> Proved:
+    """Classify every golden image on 127.0.0.1:port.
+
+    Raises DeploymentFailed where the process serves another build, naming the first image whose answer is wrong.
+    """
     client = _Client(port)
     try:
         served = client.get(f"/v1/models/{package.name}")
-        for key, expected in (("package_digest", package.digest), ("variant", package.variant)):
-            if served.get(key) != expected:
-                raise DeploymentFailed(f"the process serves {key} {served.get(key)}, not {expected}")
+        expected = {
+            "model_name": build.model,
+            "model_version": str(build.version),
+            "package_digest": build.package_digest,
+            "variant": package.variant,
+        }
+        for key, value in expected.items():
+            if served.get(key) != value:
+                raise DeploymentFailed(f"the process serves {key} {served.get(key)}, not {value}")
         images = [package.read(image.file) for image in package.golden]
         found = np.stack([client.classify(package, image) for image in images])
     except (OSError, http.client.HTTPException, ValueError) as error:
