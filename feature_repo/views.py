@@ -14,8 +14,7 @@ from feast.types import Array, Float32, Int64, String
 
 from feature_repo.entities import image
 from pipelines import settings
-from pipelines.core.embedding import DIM, HogColorV1
-from pipelines.core.features import STATISTICS, STATISTICS_VIEW, project_of, view_prefix
+from pipelines.core.features import HOG_COLOR, STATISTICS, STATISTICS_VIEW, project_of, view_prefix
 
 _TYPES = {"float32": Float32, "int64": Int64}
 
@@ -70,4 +69,6 @@ def embedding_view(name: str, view: str, dim: int, store_uri: str, s3_endpoint_u
 
 _here = settings.load()
 image_statistics = statistics_view(_here.default_model, _here.store_uri, _here.s3_endpoint_url)
-image_embedding = embedding_view(_here.default_model, HogColorV1.view, DIM, _here.store_uri, _here.s3_endpoint_url)
+image_embedding = embedding_view(
+    _here.default_model, HOG_COLOR.name, HOG_COLOR.dim, _here.store_uri, _here.s3_endpoint_url
+)

@@ -36,6 +36,8 @@ class Settings:
     """The recipe that the plain names stand for: /v1/classify, `ingest_images`, `train_classifier`."""
     celery_queue: str | None
     """Reserved for a Celery queue of the step operator; None runs steps as local processes."""
+    features_redis: str | None = None
+    """Feast's online store in Redis (`host:port,db=0,password=…`) instead of PostgreSQL; `similar` needs the latter."""
     min_memory_mb: int = 3000
     """Free memory without which `darkroom up` does not start."""
     min_disk_mb: int = 1000
@@ -108,6 +110,7 @@ def load() -> Settings:
         gateway_port=_port("DARKROOM_GATEWAY_PORT", os.environ.get("DARKROOM_GATEWAY_PORT") or "8080"),
         default_model=os.environ.get("DARKROOM_DEFAULT_MODEL") or "digits",
         celery_queue=os.environ.get("DARKROOM_CELERY_QUEUE") or None,
+        features_redis=os.environ.get("DARKROOM_FEATURES_REDIS") or None,
         min_memory_mb=_megabytes("DARKROOM_MIN_MEMORY_MB", 3000),
         min_disk_mb=_megabytes("DARKROOM_MIN_DISK_MB", 1000),
     )

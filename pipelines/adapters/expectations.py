@@ -79,7 +79,7 @@ def _outcome(suite: Suite, check: Check, result: Any) -> Outcome:
         suite=suite.name,
         check=check,
         met=bool(result.success),
-        observed=check.observed if result.success and check.observed else _observed(found),
+        observed=_observed(check, result.success, found),
         examples=() if result.success else _examples(found),
     )
 
@@ -88,15 +88,13 @@ def _errors(info: Any) -> list[Mapping[str, Any]]:
     return [one for one in info.values() if isinstance(one, Mapping)] if isinstance(info, Mapping) else []
 
 
-def _observed(found: Mapping[str, Any]) -> str:
-    """A result in words: `3 of 120: cat 1, dog 0` for rows, the value for a whole column or table."""
+def _observed(check: Check, met: bool, found: Mapping[str, Any]) -> str:
+    """A result in words: the check's own, and `3 of 120: cat 1, dog 0` where rows fail."""
     if "unexpected_count" not in found:
-        value = found.get("observed_value")
-        mismatched = (found.get("details") or {}).get("mismatched")
-        return f"{mismatched}" if mismatched else _plain(value)
+        return check.observed or _plain(found.get("observed_value"))
     bad, total = found["unexpected_count"], found["element_count"]
-    if not bad:
-        return f"all {total:,}" if total else "nothing to check"
+    if met or total == 1:
+        return check.observed or (f"all {total:,}" if total else "nothing to check")
     indices = found.get("partial_unexpected_index_list") or []
     values = found.get("partial_unexpected_list") or []
     subjects = [index.get(SUBJECT) for index in indices] or [None] * len(values)
@@ -104,11 +102,13 @@ def _observed(found: Mapping[str, Any]) -> str:
         f"{subject} {_plain(value)}" if subject is not None else _plain(value)
         for subject, value in zip(subjects, values, strict=False)
     ]
-    shown = ", ".join(dict.fromkeys(named))
-    return f"{bad:,} of {total:,}: {shown}" + (", …" if bad > len(named) else "")
+    shown = ", ".join(dict.fromkeys(named)) + (", …" if bad > len(named) else "")
+    return f"{check.observed + '; ' if check.observed else ''}{bad:,} of {total:,}: {shown}"
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ≠ ".join(_plain(one) for one in value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -35,7 +35,7 @@ class Check:
     blocking: bool = True
     """Stops the run where it is not met; otherwise it is a warning."""
     observed: str = ""
-    """What to show where it is met."""
+    """What was found, in words; rows that fail are told by the engine beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

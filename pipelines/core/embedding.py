@@ -9,15 +9,20 @@ cosine compares shapes and colours and not contrast.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.core.errors import RecipeError
+from pipelines.core.features import HOG_COLOR
+
+if TYPE_CHECKING:
+    from pipelines.core.model_package import ModelPackage
 
 Pixels = npt.NDArray[np.uint8]
 """[N, H, W, 3] RGB."""
@@ -26,7 +31,6 @@ Embeddings = npt.NDArray[np.float32]
 
 SIDE_PX = 32
 """Rows and columns of the pixels that `hog-color-v1` looks at."""
-DIM = 128
 
 _ORIENTATIONS = 6
 _HUES = 6
@@ -96,14 +100,14 @@ def view_name(text: str) -> str:
         return "image_embedding_torchvision_" + hashlib.sha256(f"{name.backbone}:{weights}".encode()).hexdigest()[:8]
     if name.kind == "package":
         return f"image_embedding_package_{name.digest[:8]}"
-    return "image_embedding_hog_color_v1"
+    return HOG_COLOR.name
 
 
 class HogColorV1:
     """The default embedding: numpy only, 128 numbers, no weights."""
 
-    view = "image_embedding_hog_color_v1"
-    dim = DIM
+    view = HOG_COLOR.name
+    dim = HOG_COLOR.dim
     height = SIDE_PX
     width = SIDE_PX
     fit = "squash"
@@ -114,7 +118,7 @@ class HogColorV1:
             raise ValueError(
                 f"pixels: expected uint8 [N, {SIDE_PX}, {SIDE_PX}, 3], found {pixels.dtype} {pixels.shape}"
             )
-        rows = np.empty((len(pixels), DIM), np.float32)
+        rows = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), _BLOCK):
             block = pixels[start : start + _BLOCK]
             planes = np.ascontiguousarray(block.transpose(3, 0, 1, 2)).astype(np.float32) / np.float32(255)
@@ -124,6 +128,24 @@ class HogColorV1:
             colour = _unit(np.sqrt(_colours(red, green, blue, luma))) * np.float32((1 - _SHAPE_SHARE) ** 0.5)
             rows[start : start + len(block)] = _unit(np.concatenate([shape, colour], axis=1))
         return rows
+
+
+class PackageEmbedder:
+    """The embedding output of one of our own model packages, scaled to unit length."""
+
+    def __init__(self, package: ModelPackage, view: str) -> None:
+        from pipelines.core.inference import Classifier
+
+        self.view = view
+        self.height = package.preprocessing.height
+        self.width = package.preprocessing.width
+        self.fit = package.preprocessing.fit
+        self._classifier = Classifier(package, threads=len(os.sched_getaffinity(0)))
+        self.dim = self.embed(np.zeros((1, self.height, self.width, 3), np.uint8)).shape[1]
+
+    def embed(self, pixels: Pixels) -> Embeddings:
+        """Unit rows [N, dim] for uint8 [N, height, width, 3]."""
+        return _unit(self._classifier.predict_pixels(pixels).embedding.astype(np.float32))
 
 
 def _edges(luma: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -38,6 +38,9 @@ class EmbeddingView:
     dim: int
 
 
+HOG_COLOR = EmbeddingView(name="image_embedding_hog_color_v1", dim=128)
+"""The default embedding, `hog-color-v1`."""
+
 # PostgreSQL cuts names at 63 bytes; `<project>_<view>` must fit for the longest view name (36).
 _PROJECT_LENGTH = 23
 
@@ -58,6 +61,11 @@ def view_prefix(name: str, view: str) -> str:
 def partition_key(name: str, view: str, interval: str) -> str:
     """Key of the offline rows of one interval."""
     return f"{view_prefix(name, view)}/interval={interval}/part.parquet"
+
+
+def tombstones_prefix(name: str) -> str:
+    """Key prefix of each interval's withdrawn images."""
+    return f"features/{name}/tombstones/"
 
 
 # Feast's entity key, version 3: one join key, a string of 8 bytes, and its value, a string of 64.
