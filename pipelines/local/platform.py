@@ -51,7 +51,7 @@ def up(
     state.folder(settings).mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(settings):
         wanted = identity(settings, without)
-        found = state.read(settings) if state.keeper_pid(settings) is not None else None
+        found = state.current(settings)
         if found is not None and found.identity == wanted and found.phase == "ready":
             return Started(already=True, restarted=False, state=found)
         attach = found is not None and found.identity == wanted and found.phase == "starting"
@@ -78,7 +78,7 @@ def down(settings: Settings, *, timeout_s: float = 90.0) -> int:
 def processes(settings: Settings) -> list[tuple[ProcessStatus, int]]:
     """Every process with its memory (PSS bytes, its children's included); empty while the platform is down."""
     keeper = state.keeper_pid(settings)
-    found = state.read(settings)
+    found = state.current(settings)
     if keeper is None or found is None:
         return []
     own = [
@@ -149,7 +149,7 @@ def _wait_ready(settings: Settings, report: Report, deadline: float) -> Platform
     told: set[str] = set()
     while True:
         alive = state.keeper_pid(settings) is not None
-        now = state.read(settings)
+        now = state.current(settings)
         if now is not None:
             for process in now.processes:
                 if process.state == "ready" and process.name not in told:
@@ -159,7 +159,7 @@ def _wait_ready(settings: Settings, report: Report, deadline: float) -> Platform
                 return now
             _raise_when_stuck(now)
         if not alive:
-            raise _failure(settings, now)
+            raise _failure(settings, state.read(settings))
         if time.monotonic() > deadline:
             late = [one for one in now.processes if one.state != "ready"] if now else []
             logs = "\n".join(f"{one.name} ({one.state}): {one.log}" for one in late)

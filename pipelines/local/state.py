@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.core.processes import is_zombie, start_time
 from pipelines.settings import Settings
 
 Phase = Literal["starting", "ready", "stopping", "stopped", "failed"]
@@ -41,6 +42,7 @@ class PlatformState:
     error: str = ""
     exit_code: int = 0
     supervisor_pid: int = field(default_factory=os.getpid)
+    supervisor_started: float = field(default_factory=lambda: start_time(os.getpid()))
 
 
 def folder(settings: Settings) -> Path:
@@ -71,6 +73,18 @@ def write(settings: Settings, state: PlatformState) -> None:
     partial = path.with_name(f"platform.{os.getpid()}.partial")
     partial.write_text(json.dumps(asdict(state), indent=1))
     partial.replace(path)
+
+
+def current(settings: Settings) -> PlatformState | None:
+    """What runs now; None while the platform is down. A supervisor that was killed counts as one that starts."""
+    found = read(settings) if keeper_pid(settings) is not None else None
+    if found is None:
+        return None
+    try:
+        alive = not is_zombie(found.supervisor_pid) and start_time(found.supervisor_pid) == found.supervisor_started
+    except OSError:
+        alive = False
+    return found if alive else replace(found, phase="starting", processes=())
 
 
 def read(settings: Settings) -> PlatformState | None:

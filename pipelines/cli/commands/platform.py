@@ -97,8 +97,8 @@ def status(
 
     settings = settings_module.load()
     found = platform.processes(settings)
-    last = state.read(settings)
-    phase = last.phase if found and last else "failed" if last and last.phase == "failed" else "down"
+    last = state.current(settings) or state.read(settings)
+    phase = last.phase if last and (found or last.phase == "failed") else "down"
     table = {
         "phase": phase,
         "processes": [
