@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
         self.fan_out = fan_out
         self.skip_unchanged = skip_unchanged
         self._command: Command | None = None
+        self._ended = False
 
     def execute(self, context: Context) -> list[int] | None:
         """Run the command; returns the shard numbers where later tasks are mapped over them."""
@@ -70,6 +72,7 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
 
     def on_kill(self) -> None:
         """Airflow ends the task: so does everything that the command started."""
+        self._ended = True
         if self._command is not None:
             self._command.terminate()
 
@@ -81,6 +84,8 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
         self.defer(trigger=DateTimeTrigger(moment=moment), method_name="resume")
 
     def _run(self, context: Context) -> Mapping[str, Any]:
+        if _is_empty("--interval", self.arguments):
+            raise AirflowFailException('a manual run names its day: trigger it with {"interval": "YYYY-MM-DD"}')
         settings = settings_module.load()
         run = context["dag_run"]
         name = str(RunId(dag_id=run.dag_id, run_id=run.run_id))
@@ -97,6 +102,8 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
                 environment=_environment(mark),
                 host=settings.home / "run",
             )
+            if self._ended:  # while it was being started
+                self._command.terminate()
             code = self._command.run(lambda line: self._heard(line, tail))
             if code != 0:
                 self._fail(code, tail)
@@ -116,6 +123,10 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
             raise AirflowFailException(f"step {self.step}: {NO_RETRY[code]} (exit {code}): {said}") from None
         how = f"killed by signal {-code}" if code < 0 else f"exit {code}"
         raise AirflowException(f"step {self.step}: {how}: {said}") from None
+
+
+def _is_empty(option: str, arguments: Sequence[str]) -> bool:
+    return any(name == option and not value for name, value in pairwise(arguments))
 
 
 def _environment(mark: str) -> dict[str, str]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+import traceback
+
+CRASHED = 70
+"""Exit code of an error that nobody foresaw (EX_SOFTWARE)."""
 
 
 def main() -> None:
-    """Dispatch, and map our errors to exit codes: 1 a gate said no, 2 wrong use, 3 anything else we foresaw."""
+    """Dispatch, and map our errors to exit codes: 1 a gate said no, 2 wrong use, 3 anything else we foresaw, 70 the rest."""
     from pipelines.core.errors import DarkroomError
 
     arguments = sys.argv[1:]
@@ -23,6 +27,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        # Python would exit with 1, which says that a gate refused and that trying again is of no use.
+        traceback.print_exc()
+        sys.exit(CRASHED)
 
 
 if __name__ == "__main__":

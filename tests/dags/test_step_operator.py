@@ -138,7 +138,7 @@ def test_other_failures_are_tried_again(home: Settings) -> None:
     (home.home / "store").write_text("a file where the object store should be")
     kind, text = _result(_task(home))
     assert kind == "AirflowException"
-    assert "step plan: exit" in str(text)
+    assert "step plan: exit 70" in str(text)
 
 
 _DECISIONS = """

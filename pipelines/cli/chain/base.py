@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.cli.chain import graph
-from pipelines.cli.chain.freshness import PastRun, first_stale_step, past_runs
+from pipelines.cli.chain.freshness import PastRun, first_stale_step, past_runs, result_of
 from pipelines.cli.chain.report import Reporter
 from pipelines.cli.execute import storage_of
 from pipelines.core.recipe import Recipe
+from pipelines.core.results import ResultStore
 from pipelines.core.runs import RunRequest
+from pipelines.core.values import Planned
 from pipelines.settings import Settings
 
 
@@ -40,7 +44,21 @@ class Chain:
         request = RunRequest(recipe=self.recipe, interval=interval)
         mine = [one for one in reversed(past) if one.request.interval == interval and one.finished("accept")]
         steps = graph.specs(graph.INGEST)
-        return next((one for one in mine if first_stale_step(self.settings, steps, one, request) is None), None)
+        fresh = (one for one in mine if first_stale_step(self.settings, steps, one, request) is None)
+        return next((one for one in fresh if self._planned(interval) == self._planned_by(one)), None)
+
+    def _planned(self, interval: str) -> Planned:
+        """What `plan` would list now; it looks at the source, so that no key tells whether it would find the same."""
+        from pipelines.core.sources import open_source
+        from pipelines.steps.plan import plan
+
+        source = open_source(self.recipe.source, home=self.settings.home, endpoint_url=self.settings.s3_endpoint_url)
+        with tempfile.TemporaryDirectory(prefix="darkroom-") as folder:
+            return plan(source, interval, Path(folder))
+
+    def _planned_by(self, past: PastRun) -> Planned:
+        results = ResultStore(storage_of(self.settings), self.settings.home / "cache")
+        return result_of(results, past, "plan").load(Planned)
 
     def fresh_training(self) -> PastRun | None:
         """The newest finished run that a new one would only repeat."""

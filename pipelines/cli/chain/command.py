@@ -13,7 +13,7 @@ from pipelines.cli.chain.base import Chain
 from pipelines.cli.chain.data_recipe import ensure_recipe
 from pipelines.cli.chain.digits import ensure_digits
 from pipelines.cli.chain.direct import DirectChain
-from pipelines.cli.chain.freshness import PastRun
+from pipelines.cli.chain.freshness import PastRun, result_of
 from pipelines.cli.chain.overhead import Overhead, overhead
 from pipelines.cli.chain.report import Reporter
 from pipelines.cli.chain.summary import Outcome
@@ -104,7 +104,7 @@ def _up(settings: Settings, reporter: Reporter, *, direct: bool) -> None:
 def _outcome(settings: Settings, chain: Chain, ingests: list[PastRun], training: PastRun) -> Outcome:
     storage = storage_of(settings)
     results = ResultStore(storage, settings.home / "cache")
-    snapshot = summary.result_of(results, training, "snapshot")
+    snapshot = result_of(results, training, "snapshot")
     images = probe.held_out(storage, snapshot)
     name = chain.recipe.name
     example = probe.example_file(settings, name, images[0])
@@ -112,8 +112,8 @@ def _outcome(settings: Settings, chain: Chain, ingests: list[PastRun], training:
         name=name,
         ingests=ingests,
         training=training,
-        evaluated=summary.result_of(results, training, "evaluate").load(Evaluated),
-        deployed=summary.result_of(results, training, "deploy").load(Deployed),
+        evaluated=result_of(results, training, "evaluate").load(Evaluated),
+        deployed=result_of(results, training, "deploy").load(Deployed),
         snapshot=snapshot.load(Snapshotted),
         findings=summary.findings_of(results, ingests),
         answers=probe.classify(settings, name, images),

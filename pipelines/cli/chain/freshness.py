@@ -53,6 +53,14 @@ def _run_names(storage: Storage, dag_id: str) -> Iterator[str]:
             yield entry.key.removeprefix("runs/").removesuffix("/run.json")
 
 
+def result_of(results: ResultStore, past: PastRun, step: str) -> StoredResult:
+    """The result that the reference of a finished step names."""
+    reference = next(one for one in past.references if one.step == step)
+    found = results.find(step, reference.key)
+    assert found is not None, "a run that stands has every result"
+    return found
+
+
 def first_stale_step(settings: Settings, specs: Sequence[StepSpec], past: PastRun, request: RunRequest) -> str | None:
     """The first step that has not run, or would run anew if `past` were asked for `request` now; None: it stands."""
     storage = storage_of(settings)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.cli.chain.freshness import PastRun
+from pipelines.cli.chain.freshness import PastRun, result_of
 from pipelines.cli.chain.overhead import Overhead
 from pipelines.cli.chain.probe import Answer
 from pipelines.cli.chain.report import StepReport
-from pipelines.core.results import ResultStore, StoredResult
+from pipelines.core.results import ResultStore
 from pipelines.core.values import Deployed, Evaluated, Finding, Snapshotted, Validated
 from pipelines.settings import Settings
 
@@ -56,14 +56,6 @@ class Outcome:
         tasks = sum(one.num_tasks for one in self.overheads)
         spent = sum(one.per_task_s * one.num_tasks for one in self.overheads)
         return spent / tasks if tasks else None
-
-
-def result_of(results: ResultStore, past: PastRun, step: str) -> StoredResult:
-    """The result that a run's reference names."""
-    reference = next(one for one in past.references if one.step == step)
-    found = results.find(step, reference.key)
-    assert found is not None, "a run that stands has every result"
-    return found
 
 
 def findings_of(results: ResultStore, ingests: Sequence[PastRun]) -> list[tuple[str, Finding]]:
