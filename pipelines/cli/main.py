@@ -10,7 +10,7 @@ CRASHED = 70
 
 
 def main() -> None:
-    """Dispatch, and map our errors to exit codes: 1 a gate said no, 2 wrong use, 3 anything else we foresaw, 70 the rest."""
+    """Dispatch; exit codes: 1 a gate said no, 2 wrong use, 3 another error that we foresaw, 70 one that we did not."""
     from pipelines.core.errors import DarkroomError
 
     arguments = sys.argv[1:]
