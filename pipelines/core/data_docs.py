@@ -154,7 +154,7 @@ def _suite(suite: Suite, outcomes: Sequence[Outcome]) -> str:
         for one in outcomes
     )
     return (
-        f"<section class='card wide'><h2>{escape(suite.title)}</h2><table>"
+        f"<section class='card wide'><h2>{escape(suite.title)}</h2><table class=checks>"
         f"<tr><th><th>expectation<th>observed<th>allowed{rows}</table></section>"
     )
 

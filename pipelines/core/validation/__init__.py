@@ -1,0 +1,1 @@
+"""What an interval must be to be accepted, as suites of checks, and the pages that show what came of them."""
