@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pipelines.core.deployments import Build, Deployment, ServingSpec
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.pixelset import Pixels
 
@@ -34,8 +35,11 @@ class Tracker(Protocol):
 class Quantizer(Protocol):
     """Makes the int8 variant of an fp32 ONNX file."""
 
-    def __call__(self, model: Path, out: Path, calibration_pixels_NHWC: Pixels) -> None:  # noqa: N803
+    def quantize(self, model: Path, out: Path, calibration_pixels_NHWC: Pixels) -> None:  # noqa: N803
         """Write `out`, an int8 QDQ model with the same inputs and outputs. `calibration_pixels_NHWC`: [N, H, W, 3]."""
+
+    def set_temperature(self, model: Path, temperature: float) -> None:
+        """Change what divides the logits before the softmax, in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,9 @@ class ModelRegistry(Protocol):
     def promote(self, model: str, version: int) -> ModelVersion:
         """Move `champion` to a version that serves now. Raises NotFound."""
 
+    def package(self, model: str, version: int) -> ModelPackage:
+        """The version's package, on this machine and verified. Raises NotFound, IntegrityError."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
@@ -138,3 +145,35 @@ class OnlineFeatures(Protocol):
 
     def remove(self, view: str, image_ids: Sequence[str], until: datetime) -> None:
         """Drop images whose stored event time is not after `until`."""
+
+
+class BentoBuilder(Protocol):
+    """Makes a version's bento."""
+
+    def __call__(self, package: ModelPackage, *, version: int, out: Path) -> Path:
+        """Make `out`, a self-contained bento folder with the package inside."""
+
+
+class BentoKeeper(Protocol):
+    """Keeps bentos where serving machines find them."""
+
+    def keep(self, bento: Path, *, model: str, version: int, package_digest: str) -> Build:
+        """Store a bento folder and say where; the same content is stored once."""
+
+
+class Deployments(Protocol):
+    """What each model should serve, and did."""
+
+    def request(
+        self, build: Build, spec: ServingSpec, *, kind: str = "deploy", origin: int | None = None
+    ) -> Deployment:
+        """Ask for a build to serve, or return the deployment that already does or is about to."""
+
+    def wait(self, deployment_id: int, timeout_s: float) -> Deployment:
+        """The deployment once it is live, retired or failed. Raises PlatformError where nobody brings it up."""
+
+    def current(self, model: str) -> Deployment | None:
+        """The deployment that serves."""
+
+    def previous(self, model: str) -> Deployment | None:
+        """The last successful one before the current, with another build."""
