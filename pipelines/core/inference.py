@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.core.errors import IntegrityError, PlatformError, UserError
 from pipelines.core.model_package import ModelPackage
+from pipelines.core.pixelset import Pixels
 from pipelines.core.preprocessing import preprocess
 
 INPUT = "pixels_NHWC"
@@ -34,8 +35,36 @@ class Outputs:
     """[N, embedding_dim]."""
 
 
+class Runtime:
+    """An ONNX file with the house's inputs and outputs, in a session. Safe to call from several threads."""
+
+    def __init__(self, model: bytes, threads: int = 1, *, provider: str = "auto", batch_size: int = 64) -> None:
+        """`provider` is `cpu`, `cuda`, or `auto` (CUDA where this machine has a GPU and the runtime for it).
+
+        Raises PlatformError where the runtime falls back to another provider, IntegrityError for other inputs or
+        outputs than ours.
+        """
+        self.provider = _choose_provider() if provider == "auto" else provider
+        self.batch_size = batch_size
+        self._session = _open_session(model, self.provider, threads)
+        self.num_classes, self.embedding_dim = _check_contract(self._session)
+
+    def run(self, num_images: int, pixels_of: Callable[[int], Pixels]) -> Outputs:
+        """Answers to images 0..N-1, in batches of at most `batch_size`: memory is bounded whatever N is."""
+        batches: list[list[NDArray[np.float32]]] = []
+        for start in range(0, num_images, self.batch_size):
+            positions = range(start, min(start + self.batch_size, num_images))
+            pixels = np.stack([pixels_of(position) for position in positions])
+            batches.append(self._session.run(list(OUTPUTS), {INPUT: pixels}))
+        if not batches:
+            empty = np.zeros((0, self.num_classes), np.float32)
+            return Outputs(logits=empty, probabilities=empty, embedding=np.zeros((0, self.embedding_dim), np.float32))
+        logits, probabilities, embedding = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        return Outputs(logits=logits, probabilities=probabilities, embedding=embedding)
+
+
 class Classifier:
-    """One variant of a package in an ONNX Runtime session. Safe to call from several threads."""
+    """One variant of a package at work. Safe to call from several threads."""
 
     def __init__(
         self,
@@ -46,45 +75,31 @@ class Classifier:
         provider: str = "auto",
         batch_size: int = 64,
     ) -> None:
-        """`provider` is `cpu`, `cuda`, or `auto` (CUDA where this machine has a GPU and the runtime for it).
-
-        Raises UserError for an unknown variant, PlatformError where the runtime falls back to another provider,
-        IntegrityError where the model is not the one that package.json describes.
-        """
+        """Raises UserError for an unknown variant, else what `Runtime` raises."""
         self.package = package
         self.variant = variant or package.variant
         if self.variant not in package.variants:
             raise UserError(f"variant {self.variant!r}: {package.folder} has {', '.join(sorted(package.variants))}")
-        self.provider = _choose_provider() if provider == "auto" else provider
-        self.batch_size = batch_size
         model = package.read(package.variants[self.variant].file)
-        self._session = _open_session(model, self.provider, threads)
-        _check_contract(self._session, package)
+        self._runtime = Runtime(model, threads, provider=provider, batch_size=batch_size)
+        if self._runtime.num_classes != len(package.class_names):
+            raise IntegrityError(
+                f"{package.folder}: {self._runtime.num_classes} logits for {len(package.class_names)} class names"
+            )
+
+    @property
+    def provider(self) -> str:
+        """`cpu` or `cuda`."""
+        return self._runtime.provider
 
     def predict_bytes(self, images: Sequence[bytes]) -> Outputs:
         """Answers to encoded images. Raises ImageError for the first one that is refused."""
-        return self._predict(len(images), lambda position: preprocess(images[position], self.package.preprocessing))
+        spec = self.package.preprocessing
+        return self._runtime.run(len(images), lambda position: preprocess(images[position], spec))
 
-    def predict_pixels(self, pixels_NHWC: NDArray[np.uint8]) -> Outputs:  # noqa: N803
+    def predict_pixels(self, pixels_NHWC: Pixels) -> Outputs:  # noqa: N803
         """Answers to preprocessed images, uint8 [N, H, W, 3]."""
-        return self._predict(len(pixels_NHWC), lambda position: pixels_NHWC[position])
-
-    def _predict(self, num_images: int, pixels_of: Callable[[int], NDArray[np.uint8]]) -> Outputs:
-        """Run in batches of at most `batch_size`, so that memory is bounded whatever N is."""
-        spec, description = self.package.preprocessing, self.package.description
-        batches: list[list[NDArray[np.float32]]] = []
-        for start in range(0, num_images, self.batch_size):
-            positions = range(start, min(start + self.batch_size, num_images))
-            pixels = np.stack([pixels_of(position) for position in positions])
-            batches.append(self._session.run(list(OUTPUTS), {INPUT: pixels}))
-        if not batches:
-            empty = np.zeros((0, len(description.class_names)), np.float32)
-            return Outputs(
-                logits=empty, probabilities=empty, embedding=np.zeros((0, description.embedding_dim), np.float32)
-            )
-        assert (spec.height, spec.width) == pixels.shape[1:3]
-        logits, probabilities, embedding = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        return Outputs(logits=logits, probabilities=probabilities, embedding=embedding)
+        return self._runtime.run(len(pixels_NHWC), lambda position: pixels_NHWC[position])
 
 
 def _choose_provider() -> str:
@@ -115,16 +130,15 @@ def _open_session(model: bytes, provider: str, threads: int) -> Any:
     return session
 
 
-def _check_contract(session: Any, package: ModelPackage) -> None:
+def _check_contract(session: Any) -> tuple[int, int]:
+    """Number of classes and width of the embedding."""
     inputs = [(one.name, one.type) for one in session.get_inputs()]
-    outputs = [one.name for one in session.get_outputs()]
+    outputs = {one.name: one.shape for one in session.get_outputs()}
     if inputs != [(INPUT, "tensor(uint8)")] or set(outputs) != set(OUTPUTS):
         raise IntegrityError(
-            f"{package.folder}: model with inputs {inputs} and outputs {outputs}, not {INPUT} → {OUTPUTS}"
+            f"model with inputs {inputs} and outputs {sorted(outputs)}, where {INPUT} → {OUTPUTS} is ours"
         )
-    num_classes = session.get_outputs()[outputs.index("logits")].shape[-1]
-    if num_classes != len(package.class_names):
-        raise IntegrityError(f"{package.folder}: {num_classes} logits for {len(package.class_names)} class names")
+    return outputs["logits"][-1], outputs["embedding"][-1]
 
 
 @dataclass(frozen=True, kw_only=True)

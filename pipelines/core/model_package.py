@@ -213,7 +213,7 @@ def _parse(folder: Path, data: bytes, digest: str) -> ModelPackage:
     try:
         table = json.loads(data)
         if table["format"] != FORMAT:
-            raise IntegrityError(f"{folder / MANIFEST}: format {table['format']}; this code reads {FORMAT}")
+            raise IntegrityError(f"format {table['format']}; this code reads {FORMAT}")
         description = from_json(Description, table)
         package = ModelPackage(
             folder=folder,
@@ -227,6 +227,8 @@ def _parse(folder: Path, data: bytes, digest: str) -> ModelPackage:
         needed |= {golden_logits_file(variant) for variant in package.variants}
         if package.variant not in package.variants or not needed <= set(package.files):
             raise KeyError(f"variant {package.variant} or one of {sorted(needed - set(package.files))}")
+    except IntegrityError as error:
+        raise IntegrityError(f"{folder / MANIFEST}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{folder / MANIFEST}: not a package description ({error})") from error
     return package

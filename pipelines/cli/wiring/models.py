@@ -1,7 +1,133 @@
-"""Wiring of the models steps."""
+"""Wiring of the steps that make a model: prepare, train, export."""
 
 from __future__ import annotations
 
-from pipelines.cli.registry import StepSpec
+from pathlib import Path
 
-SPECS: tuple[StepSpec, ...] = ()
+from pipelines.cli.registry import StepContext, StepSpec
+from pipelines.core.model_package import Lineage
+from pipelines.core.values import Exported, Prepared, Snapshotted, Trained
+
+_CODE = (
+    "pipelines.steps.snapshot",
+    "pipelines.steps.training_set",
+    "pipelines.steps.prepare",
+    "pipelines.steps.train",
+    "pipelines.steps.export",
+)
+"""What made a model, from the list of images to the package."""
+
+
+def _prepare(ctx: StepContext) -> Prepared:
+    from pipelines.core.preprocessing import spec_of
+    from pipelines.steps.prepare import prepare
+
+    prepared = prepare(
+        ctx.one("training_set").folder / "training_set.parquet",
+        ctx.value("snapshot", Snapshotted).class_names,
+        ctx.storage,
+        spec_of(ctx.recipe.preprocessing),
+        ctx.out,
+    )
+    ctx.facts.update(num_images=prepared.num_train + prepared.num_val)
+    return prepared
+
+
+def _train(ctx: StepContext) -> Trained:
+    from pipelines.adapters.tracking import RunTracker
+    from pipelines.steps.train import train
+
+    lineage = _lineage(ctx)
+    tags = {
+        "snapshot": lineage.snapshot_id,
+        "recipe": lineage.recipe_digest,
+        "code": lineage.code_digest,
+        "run": lineage.run_id,
+    }
+    trained = train(
+        ctx.one("prepare").folder,
+        ctx.recipe,
+        RunTracker(ctx.settings, ctx.recipe.name),
+        ctx.out,
+        checkpoints=_checkpoints(ctx, lineage.code_digest),
+        run_name=str(ctx.run),
+        parameters=_parameters(ctx),
+        tags=tags,
+    )
+    ctx.facts.update(num_images=ctx.value("prepare", Prepared).num_train, epochs_run=trained.epochs_run)
+    return trained
+
+
+def _export(ctx: StepContext) -> Exported:
+    from pipelines.adapters.quantization import OnnxQuantizer
+    from pipelines.core.datasets import blob_key
+    from pipelines.steps.export import export
+
+    exported, latency_ms = export(
+        ctx.one("train").folder,
+        ctx.one("prepare").folder,
+        ctx.recipe,
+        _lineage(ctx),
+        OnnxQuantizer(),
+        lambda image_id: ctx.storage.read(blob_key(image_id)),
+        ctx.out,
+    )
+    ctx.facts.update(variant=exported.variant, latency_ms=latency_ms)
+    return exported
+
+
+def _parameters(ctx: StepContext) -> dict[str, str]:
+    """The recipe as flat names, such as training.epochs."""
+    from pipelines.core.recipe import to_dict
+
+    sections = {name: keys for name, keys in to_dict(ctx.recipe).items() if isinstance(keys, dict)}
+    return {f"{name}.{key}": str(value) for name, keys in sections.items() for key, value in keys.items()}
+
+
+def _lineage(ctx: StepContext) -> Lineage:
+    from pipelines.core.closure import code_digest
+    from pipelines.settings import REPOSITORY
+
+    return Lineage(
+        snapshot_id=ctx.value("snapshot", Snapshotted).snapshot_id,
+        recipe_digest=ctx.recipe.digest,
+        code_digest=code_digest(_CODE, REPOSITORY),
+        run_id=str(ctx.run),
+    )
+
+
+def _checkpoints(ctx: StepContext, code: str) -> Path:
+    """The same folder for every try of the same training, whichever run it belongs to."""
+    from pipelines.core.recipe import digest_of
+    from pipelines.core.results import digest_json
+
+    parts = [ctx.one("prepare").digest, digest_of(ctx.recipe.model), digest_of(ctx.recipe.training), code]
+    return ctx.settings.home / "checkpoints" / digest_json(parts)[:32]
+
+
+TRAINING_SPECS: tuple[StepSpec, ...] = (
+    StepSpec(
+        name="prepare",
+        wire=_prepare,
+        roots=("pipelines.steps.prepare",),
+        upstream=("snapshot", "training_set"),
+        sections=("preprocessing",),
+    ),
+    StepSpec(
+        name="train",
+        wire=_train,
+        roots=("pipelines.steps.train",),
+        upstream=("snapshot", "prepare"),
+        sections=("model", "training"),
+        compute=True,
+    ),
+    StepSpec(
+        name="export",
+        wire=_export,
+        roots=("pipelines.steps.export", "pipelines.adapters.quantization"),
+        upstream=("snapshot", "prepare", "train"),
+        sections=("model", "export", "preprocessing"),
+        compute=True,
+    ),
+)
+SPECS = TRAINING_SPECS

@@ -1,0 +1,86 @@
+"""Static int8 quantization by ONNX Runtime: QDQ nodes around convolutions and matrix products."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.core.pixelset import Pixels
+
+_INPUT = "pixels_NHWC"
+_BATCH = 32
+# The softmax and what normalizes the pixels stay in float: cheap, and int8 would cost accuracy there.
+_OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Mul", "GlobalAveragePool", "MaxPool", "Relu", "Clip", "HardSwish"]
+
+
+class OnnxQuantizer:
+    """Fulfils `core.ports.Quantizer`."""
+
+    def quantize(self, model: Path, out: Path, calibration_pixels_NHWC: Pixels) -> None:  # noqa: N803
+        """Symmetric int8, per channel for weights, ranges by the largest values seen in calibration."""
+        import onnx
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        logging.getLogger().addFilter(_without_advice)
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(out),
+                _Reader(calibration_pixels_NHWC),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                op_types_to_quantize=_OPERATORS,
+                nodes_to_exclude=_float_nodes(onnx.load(prepared)),
+            )
+
+    def set_temperature(self, model: Path, temperature: float) -> None:
+        """Replace the divisor of the softmax's input."""
+        import onnx
+
+        graph = onnx.load(model)
+        producers = {name: node for node in graph.graph.node for name in node.output}
+        divide = producers[producers["probabilities"].input[0]]
+        assert divide.op_type == "Div", divide.op_type
+        divide.input[1] = "temperature_of_this_variant"
+        kept = [one for one in graph.graph.initializer if one.name != divide.input[1]]
+        del graph.graph.initializer[:]
+        graph.graph.initializer.extend(kept)
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array(temperature, np.float32), divide.input[1]))
+        onnx.save(graph, model)
+
+
+def _float_nodes(model: Any) -> list[str]:
+    """Names of the nodes that stay in float: before the first convolution, and the classifier itself."""
+    nodes = list(model.graph.node)
+    first = next(position for position, node in enumerate(nodes) if node.op_type == "Conv")
+    classifier = [node.name for node in nodes if "logits" in node.output]
+    return [node.name for node in nodes[:first]] + classifier
+
+
+class _Reader:
+    """Calibration batches, as quantize_static asks for them."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._batches: Iterator[Pixels] = iter(
+            [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]
+        )
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {_INPUT: np.ascontiguousarray(batch)}
+
+
+def _without_advice(record: logging.LogRecord) -> bool:
+    """Drops the library's advice to run the preparation that has been run."""
+    return "pre-processing" not in record.getMessage()

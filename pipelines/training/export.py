@@ -1,0 +1,70 @@
+"""A trained network as an ONNX file that takes uint8 pixels and answers with logits, probabilities and embedding."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipelines.core.pixelset import Pixels
+from pipelines.core.recipe import Model, Preprocessing
+from pipelines.training import devices, networks
+from pipelines.training.engine import predict
+from pipelines.training.networks import Network
+
+OPSET = 18
+_INPUTS = ["pixels_NHWC"]
+_OUTPUTS = ["logits", "probabilities", "embedding"]
+
+
+class _Exported(nn.Module):
+    """The network with its temperature."""
+
+    temperature: Tensor
+
+    def __init__(self, network: Network, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("temperature", torch.tensor(temperature))
+
+    def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N803
+        logits, embedding = self.network(pixels_NHWC)
+        return logits, torch.softmax(logits / self.temperature, dim=1), embedding
+
+
+def load_network(weights: Path, model: Model, num_classes: int) -> Network:
+    """The network that `trainer.train` wrote, on the CPU, in evaluation mode."""
+    network = networks.build(Model(backbone=model.backbone, embedding_dim=model.embedding_dim), num_classes)
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return network.eval()
+
+
+def reference_logits(network: Network, pixels_NHWC: Pixels, threads: int) -> NDArray[np.float32]:  # noqa: N803
+    """Logits [N, num classes] of the network itself, in float32 on the CPU: what the exported graph has to match."""
+    torch.set_num_threads(threads)
+    return predict(network, pixels_NHWC, devices.Compute(device=torch.device("cpu"), bf16=False))
+
+
+def export_onnx(network: Network, temperature: float, preprocessing: Preprocessing, path: Path) -> None:
+    """Write the graph, one file with all data inside and any batch size.
+
+    By the tracing exporter: on these networks it gives the same answers as the newer one in 0.1 s instead of 4 s, the
+    same bytes every time, no paths of this machine in the file, and needs no further library.
+    """
+    example = torch.zeros((2, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Exported(network, temperature).eval(),
+            (example,),
+            str(path),
+            input_names=_INPUTS,
+            output_names=_OUTPUTS,
+            dynamic_axes={name: {0: "N"} for name in (*_INPUTS, *_OUTPUTS)},
+            opset_version=OPSET,
+            dynamo=False,
+        )
