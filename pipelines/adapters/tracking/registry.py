@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines.adapters.tracking.connection import connect, experiment, locked
 from pipelines.adapters.tracking.flavor import save_model
 from pipelines.adapters.tracking.runs import log_params, log_points
+from pipelines.core import package_store
 from pipelines.core.errors import NotFound
+from pipelines.core.model_package import ModelPackage
 from pipelines.core.ports import ModelVersion, Registration
+from pipelines.core.storage import open_storage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,6 +101,11 @@ class MlflowRegistry:
             if CHALLENGER in found.aliases:
                 self._client.delete_registered_model_alias(model, CHALLENGER)
             return self.version(model, version)
+
+    def package(self, model: str, version: int) -> ModelPackage:
+        """The version's package, on this machine and verified. Raises NotFound, IntegrityError."""
+        storage = open_storage(self._settings.store_uri, endpoint_url=self._settings.s3_endpoint_url)
+        return package_store.get(storage, self.version(model, version).package_digest, self._settings.home / "cache")
 
     def _lock(self, model: str) -> Any:
         return locked(self._settings.database_url("mlflow"), f"model {model}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pipelines.cli.registry import StepSpec
-from pipelines.cli.wiring import data, features, models, serving
+from pipelines.cli.wiring import data, evaluation, features, models, serving
 
-STEPS: dict[str, StepSpec] = {spec.name: spec for spec in (*data.SPECS, *features.SPECS, *models.SPECS, *serving.SPECS)}
+STEPS: dict[str, StepSpec] = {
+    spec.name: spec for spec in (*data.SPECS, *features.SPECS, *models.SPECS, *evaluation.SPECS, *serving.SPECS)
+}
