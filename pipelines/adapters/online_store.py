@@ -87,7 +87,9 @@ class OnlineStore:
         )
         row = found.fetchone()
         if row is None:
-            raise NotFound(f"online store: no table {self.table(view)}; its feature view was never applied")
+            raise NotFound(
+                f"online store: no table {self.table(view)}; `darkroom run` stores the features of a dataset's images"
+            )
         return int(row[0])
 
     def _index(self, view: str) -> str:

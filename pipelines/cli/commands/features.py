@@ -2,8 +2,147 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+if TYPE_CHECKING:
+    from pipelines.core.recipe import Recipe
+    from pipelines.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
+    app.command("similar")(similar)
+    app.command("feast", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(feast)
+
+
+def similar(
+    image: Annotated[Path, typer.Argument(help="An image file: JPEG, PNG, WebP, BMP or GIF.", metavar="IMAGE")],
+    dataset: Annotated[
+        str, typer.Option("--dataset", "-d", help="Search in this one; the default model's if empty.")
+    ] = "",
+    top: Annotated[int, typer.Option("--top", "-n", min=1, max=100, help="How many.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """The stored images that look most like IMAGE, from the feature store.
+
+    Compares embeddings (features.embedding in the recipe) by cosine: 1 is the same picture. Finds mislabelled
+    neighbours, repeated photographs, and what a wrong prediction was mistaken for.
+
+    [dim]darkroom similar photo.jpg --dataset clothing --top 10[/dim]
+    """
+    from pipelines import settings as settings_module
+
+    settings = settings_module.load()
+    rows = _similar(settings, _recipe(settings, dataset), image, top)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim")
+    for column, justify in (("similarity", "right"), ("class", "left"), ("taken", "left"), ("source", "left")):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(
+            f"{row['similarity']:.3f}",
+            row["label"] or "—",
+            row["event_timestamp"][:10],
+            row["source_uri"] or row["path"],
+        )
+    Console().print(table)
+
+
+def _recipe(settings: Settings, name: str) -> Recipe:
+    from pipelines.core import recipe as recipes
+    from pipelines.core.errors import UserError
+
+    known = recipes.registered(*settings.recipe_folders)
+    name = name or settings.default_model
+    if name not in known:
+        raise UserError(f"dataset {name}: no such recipe; known: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _similar(settings: Settings, recipe: Recipe, image: Path, top: int) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from pipelines.adapters.online_store import OnlineStore
+    from pipelines.cli.feature_stores import open_embedder
+    from pipelines.core import datasets
+    from pipelines.core.errors import ImageError, UserError
+    from pipelines.core.preprocessing import preprocess, spec_of
+    from pipelines.core.recipe import Preprocessing
+    from pipelines.core.storage import open_storage
+
+    if settings.features_redis:
+        raise UserError("similar searches PostgreSQL; here DARKROOM_FEATURES_REDIS puts the online store into Redis")
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise UserError(f"{image}: {error.strerror}") from error
+    storage = open_storage(settings.store_uri, endpoint_url=settings.s3_endpoint_url)
+    embedder = open_embedder(settings, storage, recipe.features.embedding)
+    try:
+        pixels = preprocess(
+            data, spec_of(Preprocessing(height=embedder.height, width=embedder.width, fit=embedder.fit))
+        )
+    except ImageError as error:
+        raise UserError(f"{image}: {error.reason}: {error}") from error
+    vector = embedder.embed(np.stack([pixels]))[0]
+    found = OnlineStore(settings.database_url("feast"), recipe.name).nearest(embedder.view, vector, top)
+    known = _accepted_rows(settings, recipe.name, [one.image_id for one in found])
+    return [
+        {
+            "image_id": one.image_id,
+            "similarity": round(one.similarity, 6),
+            **known.get(one.image_id, {"label": None, "source_uri": None}),
+            "event_timestamp": one.event_timestamp.isoformat(),
+            "path": storage.locate(datasets.blob_key(one.image_id)),
+        }
+        for one in found
+    ]
+
+
+def _accepted_rows(settings: Settings, name: str, image_ids: list[str]) -> dict[str, dict[str, str]]:
+    """Newest accepted label and source of some images."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from pipelines.core import datasets
+    from pipelines.core.storage import open_storage
+
+    storage = open_storage(settings.store_uri, endpoint_url=settings.s3_endpoint_url)
+    rows = []
+    for interval, digest in datasets.read_head(storage, name).intervals.items():
+        path = storage.local(datasets.interval_key(name, interval, digest), settings.home / "cache")
+        columns = ["image_id", "label", "source_uri", "event_timestamp"]
+        rows += pq.read_table(path, columns=columns, filters=pc.field("image_id").isin(image_ids)).to_pylist()
+    rows.sort(key=lambda row: row["event_timestamp"])
+    return {row["image_id"]: {"label": row["label"], "source_uri": row["source_uri"]} for row in rows}
+
+
+def feast(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The recipe whose feature store is meant.", metavar="NAME")],
+) -> None:
+    """Run Feast's own command on a recipe's feature store.
+
+    [dim]darkroom feast digits feature-views list[/dim]
+    """
+    import os
+    import sys
+
+    from pipelines import settings as settings_module
+    from pipelines.cli.feature_stores import open_repository
+
+    settings = settings_module.load()
+    repository = open_repository(settings, _recipe(settings, name).name)
+    environment = {**os.environ, **repository.variables(), "DARKROOM_DEFAULT_MODEL": name}
+    command = [str(Path(sys.executable).with_name("feast")), "--feature-store-yaml", str(repository.configuration)]
+    command += ["--chdir", str(repository.configuration.parent), *context.args]
+    os.execve(command[0], command, environment)  # noqa: S606
