@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.core.closure import closure
 from pipelines.core.deployments import Build
 from pipelines.core.errors import IntegrityError, PlatformError
 from pipelines.core.model_package import ModelPackage
@@ -28,7 +29,9 @@ from pipelines.core.storage import Storage
 from pipelines.settings import REPOSITORY
 
 SERVICE = "bentos.classifier.service:ClassifierService"
-SOURCES = ("pipelines/__init__.py", "pipelines/core", "bentos/__init__.py", "bentos/kit", "bentos/classifier")
+ROOTS = ("bentos.classifier.service", "bentos.kit.worker")
+"""What a serving process runs; the bento holds these modules and all of ours that they import, and no others, so that
+a change elsewhere leaves it as it is."""
 BUILD_TIMEOUT_S = 120
 
 # What the serving code imports itself, in the installed versions. BentoML puts its own pin beside them.
@@ -68,13 +71,10 @@ def requirement_lists() -> dict[str, str]:
 
 
 def _fill(stage: Path, package: ModelPackage, version: int) -> None:
-    for name in SOURCES:
-        source, target = REPOSITORY / name, stage / name
+    for source in _sources():
+        target = stage / source.relative_to(REPOSITORY)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        else:
-            shutil.copyfile(source, target)
+        shutil.copyfile(source, target)
     for name in ("package.json", *package.files):
         (stage / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(package.folder / name, stage / "model" / name)
@@ -94,11 +94,22 @@ def _fill(stage: Path, package: ModelPackage, version: int) -> None:
     (stage / "bentofile.yaml").write_text(json.dumps(bentofile))
 
 
+def _sources() -> list[Path]:
+    """Files of the serving code, the packages on the way to them included."""
+    modules, _ = closure(ROOTS, REPOSITORY)
+    files = set(modules.values())
+    for path in modules.values():
+        for parent in path.relative_to(REPOSITORY).parents:
+            if (REPOSITORY / parent / "__init__.py").is_file():
+                files.add(REPOSITORY / parent / "__init__.py")
+    return sorted(files)
+
+
 def _run_builder(stage: Path, store: Path) -> None:
     version = json.loads((stage / "identity.json").read_text())["version"]
     # None of our environment: pip's or uv's settings would be written into the bento.
     environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
+        **{name: os.environ[name] for name in ("PATH",) if name in os.environ},
         "HOME": str(store),
         "LANG": "C.UTF-8",
         "PYTHONPATH": str(stage),
@@ -154,9 +165,6 @@ class BentoArchives:
             if not self.storage.exists(build.bento_key):
                 self.storage.write_file(build.bento_key, archive)
         return build
-
-    def holds(self, build: Build) -> bool:
-        return self.storage.exists(build.bento_key)
 
     def unpack(self, build: Build, folder: Path) -> None:
         """Make `folder` from the archive, whole or not at all. Raises NotFound, IntegrityError."""

@@ -38,7 +38,7 @@ from pipelines.settings import Settings
 def settings(postgres_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A home, a gateway and a database schema of this module's own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, in_own_schema(postgres_settings, "deployments"))
+        patch.setenv(VARIABLE, in_own_schema(postgres_settings))
         home = tmp_path_factory.mktemp("serving")
         patch.setenv("DARKROOM_ENVOY_ADMIN_PORT", str(free_port()))
         patch.setenv("DARKROOM_HOME", str(home))
@@ -161,7 +161,7 @@ def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(
 ) -> None:
     """A supervisor of its own is killed while version 2 is on its way; the next one brings up both, 2 last."""
     monkeypatch.delenv(VARIABLE)
-    url = in_own_schema(postgres_settings, "killed")
+    url = in_own_schema(postgres_settings)
     for name, value in {
         VARIABLE: url,
         "DARKROOM_HOME": str(tmp_path),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,9 +30,9 @@ VARIABLE = "DARKROOM_DATABASE_URL_DARKROOM"
 SPEC = ServingSpec(drain_timeout_s=5)
 
 
-def in_own_schema(settings: Settings, name: str) -> str:
-    """URL of Darkroom's database with an empty schema of that name: rows of other tests are out of sight."""
-    url = settings.database_url("darkroom")
+def in_own_schema(settings: Settings) -> str:
+    """URL of Darkroom's database with an empty schema of its own: rows of other tests are out of sight."""
+    url, name = settings.database_url("darkroom"), f"test_{uuid.uuid4().hex}"
     with psycopg.connect(url) as connection:
         connection.execute(f"CREATE SCHEMA {name}".encode())
     return f"{url}?options=-csearch_path%3D{name}"

@@ -5,7 +5,7 @@ Every function opens what it needs from a URL and leaves nothing open.
 
 from pipelines.adapters.database.connection import connect, migrate
 from pipelines.adapters.database.deployments import (
-    build_of,
+    DatabaseDeployments,
     current,
     deployments,
     desired_state,
@@ -20,8 +20,8 @@ from pipelines.adapters.database.deployments import (
 from pipelines.adapters.database.history import Event, history, record, verify_history
 
 __all__ = [
+    "DatabaseDeployments",
     "Event",
-    "build_of",
     "connect",
     "current",
     "deployments",

@@ -16,6 +16,27 @@ if TYPE_CHECKING:
     import psycopg
 
 
+class DatabaseDeployments:
+    """Fulfils `core.ports.Deployments`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def request(
+        self, build: Build, spec: ServingSpec, *, kind: str = "deploy", origin: int | None = None
+    ) -> Deployment:
+        return request_deployment(self.url, build, spec, kind=kind, origin=origin)
+
+    def wait(self, deployment_id: int, timeout_s: float) -> Deployment:
+        return wait_for(self.url, deployment_id, timeout_s)
+
+    def current(self, model: str) -> Deployment | None:
+        return current(self.url, model)
+
+    def previous(self, model: str) -> Deployment | None:
+        return previous(self.url, model)
+
+
 def request_deployment(
     url: str, build: Build, spec: ServingSpec, *, kind: str = "deploy", origin: int | None = None
 ) -> Deployment:
@@ -91,17 +112,6 @@ def previous(url: str, model: str) -> Deployment | None:
             [model, live.origin, live.build.bento_digest],
         ).fetchone()
     return _deployment(row) if row else None
-
-
-def build_of(url: str, model: str, version: int, package_digest: str) -> Build | None:
-    """The newest build of a version that ever went live."""
-    with connect(url) as connection:
-        row = connection.execute(
-            "SELECT * FROM deployments WHERE model = %s AND version = %s AND package_digest = %s"
-            " AND live_at IS NOT NULL ORDER BY id DESC LIMIT 1",
-            [model, version, package_digest],
-        ).fetchone()
-    return _deployment(row).build if row else None
 
 
 def deployments(url: str, model: str | None = None, limit: int = 100) -> list[Deployment]:

@@ -108,12 +108,14 @@ class Gateway:
         with self._lock:
             for name, resources in files.items():
                 version = _version_of(folder / name, resources)
+                # Endpoints show in `healthy_ports`.
+                watched = confirm and name in config.STATISTICS
+                num_refused = self._num_refused(name) if watched else 0
                 if version is None:
                     version = uuid.uuid4().hex
                     _replace(folder / name, _sealed(resources, version))
-                # Endpoints show in `healthy_ports`.
-                if confirm and name in config.STATISTICS and self._confirmed.get(name) != version:
-                    self._confirm(name, version)
+                if watched and self._confirmed.get(name) != version:
+                    self._confirm(name, version, num_refused)
                     self._confirmed[name] = version
             for path in (folder / "eds").glob("*.json"):
                 if f"eds/{path.name}" not in files:
@@ -146,25 +148,29 @@ class Gateway:
         except PlatformError:
             return False
 
-    def _confirm(self, name: str, version: str) -> None:
+    def _num_refused(self, name: str) -> int:
+        """Files that Envoy refused so far; 0 where it is not there, and so will read the file when it starts."""
+        try:
+            stats = self._stats(f"({config.STATISTICS[name]}).(update_rejected|update_failure)$")
+        except PlatformError:
+            return 0
+        return sum(int(value) for value in stats.values())
+
+    def _confirm(self, name: str, version: str, num_refused: int) -> None:
         """Wait until Envoy works with the version. Raises PlatformError."""
         file = folder_of(self._settings) / name
         deadline = time.monotonic() + CONFIRM_TIMEOUT_S
         reason = "it has not taken the file"
-        refused = None
         while time.monotonic() < deadline:
             try:
-                stats = self._stats(f"({config.STATISTICS[name]}).(version_text|update_rejected|update_failure)$")
+                stats = self._stats(f"({config.STATISTICS[name]}).version_text$")
             except PlatformError as error:
                 reason = str(error)
             else:
                 if version in stats.values():
                     return
-                # A refusal may be counted before this reads it first; the timeout covers that case.
-                count = sum(int(value) for name, value in stats.items() if not name.endswith("version_text"))
-                if refused is not None and count > refused:
+                if self._num_refused(name) > num_refused:
                     raise PlatformError(f"Envoy refused {file}; the end of its log says why")
-                refused = count
             time.sleep(0.01)
         raise PlatformError(f"Envoy did not take {file}: {reason}")
 

@@ -1,0 +1,176 @@
+"""Envoy's files, taken by a real Envoy in front of small real servers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from serving_platform import ask, wait_until
+
+from pipelines.adapters.gateway import Gateway, View, access_log, envoy_argv, write_initial
+from pipelines.core.errors import PlatformError
+from pipelines.local.process import ManagedProcess, environment
+from pipelines.settings import Settings
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = json.dumps({"cluster": self.server.cluster, "path": self.path, "id": self.headers["x-request-id"]})  # type: ignore[attr-defined]
+        self.send_response(200)
+        if self.path == "/readyz":
+            self.send_header("x-envoy-upstream-healthchecked-cluster", self.server.cluster)  # type: ignore[attr-defined]
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+@contextmanager
+def server(cluster: str) -> Iterator[int]:
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.cluster = cluster  # type: ignore[attr-defined]
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield running.server_address[1]
+    finally:
+        running.shutdown()
+        running.server_close()
+        thread.join()
+
+
+@contextmanager
+def envoy(settings: Settings) -> Iterator[Gateway]:
+    write_initial(settings)
+    process = ManagedProcess("envoy", envoy_argv(settings), environment(settings), settings.home / "envoy.log")
+    process.start()
+    gateway = Gateway(settings)
+    try:
+        wait_until(gateway.ready)
+        yield gateway
+    finally:
+        process.stop(3)
+
+
+@pytest.fixture
+def gateway(home_settings: Settings) -> Iterator[Gateway]:
+    with envoy(home_settings) as running:
+        yield running
+
+
+def route(gateway: Gateway, clusters: dict[str, tuple[int, ...]], routes: dict[str, dict[str, int]]) -> None:
+    """Add the clusters, wait for health, then route."""
+    gateway.apply(View(clusters=clusters))
+    for name, ports in clusters.items():
+        wait_until(lambda name=name, ports=ports: gateway.healthy_ports(name) == set(ports))  # type: ignore[misc]
+    gateway.apply(View(clusters=clusters, routes=routes))
+
+
+def test_nothing_deployed_is_a_problem_and_not_a_mystery(gateway: Gateway, home_settings: Settings) -> None:
+    port = home_settings.gateway_port
+    status, index = ask(port, "/")
+    assert (status, index["models"], index["default_model"]) == (200, {}, None)
+    for path in ("/v1/classify", "/v1/models/digits/classify", "/readyz"):
+        status, problem = ask(port, path, headers={"X-Request-ID": "mine"})
+        assert (status, problem["status"], problem["request_id"]) == (503, 503, "mine")
+        assert "deployed yet" in problem["detail"]
+    assert ask(port, "/nowhere")[0] == 404
+
+
+def test_routes_by_model_and_default(gateway: Gateway, home_settings: Settings) -> None:
+    port = home_settings.gateway_port
+    with server("digits-v1-1") as first, server("clothing-v1-2") as second:
+        clusters = {"digits-v1-1": (first,), "clothing-v1-2": (second,)}
+        route(gateway, clusters, {"digits": {"digits-v1-1": 100}, "clothing": {"clothing-v1-2": 100}})
+        assert ask(port, "/v1/classify", b"x")[1]["cluster"] == "digits-v1-1"
+        answer = ask(port, "/v1/models/clothing/classify?top_k=2", b"x")[1]
+        assert (answer["cluster"], answer["path"]) == ("clothing-v1-2", "/v1/models/clothing/classify?top_k=2")
+        assert ask(port, "/v1/models/clothing/readyz")[1]["path"] == "/readyz"
+        status, problem = ask(port, "/v1/models/digit/classify", b"x")
+        assert (status, problem["detail"]) == (404, "no such model; deployed: clothing, digits")
+        assert set(ask(port, "/")[1]["models"]) == {"clothing", "digits"}
+
+
+def test_a_request_id_is_kept_to_the_letter(gateway: Gateway, home_settings: Settings) -> None:
+    """Envoy would put a trace decision into the 15th letter of a UUID."""
+    mine = "f47ac10b-58cc-4372-a567-0e02b2c3d479"
+    with server("digits-v1-1") as port:
+        route(gateway, {"digits-v1-1": (port,)}, {"digits": {"digits-v1-1": 100}})
+        assert ask(home_settings.gateway_port, "/v1/classify", b"x", {"X-Request-ID": mine})[1]["id"] == mine
+    wait_until(lambda: mine in access_log(home_settings).read_text())
+    line = next(line for line in access_log(home_settings).read_text().splitlines() if mine in line)
+    assert json.loads(line)["cluster"] == "digits-v1-1"
+
+
+def test_a_port_that_belongs_to_somebody_else_is_never_used(gateway: Gateway, home_settings: Settings) -> None:
+    with server("digits-v1-1") as mine, server("another") as foreign:
+        gateway.apply(View(clusters={"digits-v1-1": (mine, foreign)}, routes={"digits": {"digits-v1-1": 100}}))
+        wait_until(lambda: gateway.healthy_ports("digits-v1-1") == {mine})
+        answers = [ask(home_settings.gateway_port, "/v1/classify", b"x")[1]["cluster"] for _ in range(10)]
+    assert set(answers) == {"digits-v1-1"}
+
+
+def test_a_large_body_is_refused_by_its_header_and_by_its_length(gateway: Gateway, home_settings: Settings) -> None:
+    with server("digits-v1-1") as port:
+        route(gateway, {"digits-v1-1": (port,)}, {"digits": {"digits-v1-1": 100}})
+        status, problem = ask(home_settings.gateway_port, "/v1/classify", headers={"content-length": str(2**30)})
+        assert (status, problem["title"]) == (413, "Body too large")
+        with socket.create_connection(("127.0.0.1", home_settings.gateway_port), timeout=10) as connection:
+            connection.sendall(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+            chunk = b"100000\r\n" + bytes(2**20) + b"\r\n"
+            try:
+                for _ in range(24):
+                    connection.sendall(chunk)
+            except OSError:
+                pass  # refused before all of it was sent
+            assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_weights_share_the_traffic(gateway: Gateway, home_settings: Settings) -> None:
+    with server("a") as first, server("b") as second:
+        route(gateway, {"a": (first,), "b": (second,)}, {"digits": {"a": 50, "b": 50}})
+        answers = {ask(home_settings.gateway_port, "/v1/classify", b"x")[1]["cluster"] for _ in range(40)}
+    assert answers == {"a", "b"}
+
+
+def test_a_refused_file_is_an_error_and_changes_nothing(gateway: Gateway, home_settings: Settings) -> None:
+    with server("digits-v1-1") as port:
+        route(gateway, {"digits-v1-1": (port,)}, {"digits": {"digits-v1-1": 100}})
+        good = View(clusters={"digits-v1-1": (port,)}, routes={"digits": {"digits-v1-1": 100}})
+        with pytest.raises(PlatformError, match="Envoy refused"):
+            gateway.apply(View(clusters=good.clusters, routes={"digits": {"digits-v1-1": -1}}))
+        assert ask(home_settings.gateway_port, "/v1/classify", b"x")[0] == 200
+        gateway.apply(good)
+
+
+def test_a_restart_keeps_the_routes(home_settings: Settings) -> None:
+    with server("digits-v1-1") as port:
+        with envoy(home_settings) as gateway:
+            route(gateway, {"digits-v1-1": (port,)}, {"digits": {"digits-v1-1": 100}})
+        assert not write_initial(home_settings)
+        with envoy(home_settings) as gateway:
+            wait_until(lambda: gateway.healthy_ports("digits-v1-1") == {port})
+            assert ask(home_settings.gateway_port, "/v1/classify", b"x")[0] == 200
+
+
+def test_without_envoy_the_files_are_written_all_the_same(home_settings: Settings, tmp_path: Path) -> None:
+    write_initial(home_settings)
+    Gateway(home_settings).apply(View(clusters={"a": (1,)}), confirm=False)
+    assert (home_settings.home / "envoy" / "eds" / "a.json").exists()
+    Gateway(home_settings).apply(View(), confirm=False)
+    assert not (home_settings.home / "envoy" / "eds" / "a.json").exists()
+    with pytest.raises(PlatformError, match="does not answer"):
+        Gateway(home_settings).active_requests("a")
