@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from pipelines.core.closure import code_digest
@@ -17,13 +16,12 @@ _ROOTS = ("pipelines.local.supervisor", "pipelines.local.keeper", "pipelines.loc
 _OVERRIDES = ("DARKROOM_DATABASE_URL_", *(f"DARKROOM_{service.upper()}_PORT" for service in DEFAULT_PORTS))
 
 
-def identity(settings: Settings, without: Sequence[str]) -> str:
+def identity(settings: Settings) -> str:
     """Digest of the supervisor's code, the installed versions (by their lock) and every setting."""
     parts = {
         "code": code_digest(_ROOTS, REPOSITORY),
         "lock": hashlib.sha256((REPOSITORY / "requirements.lock").read_bytes()).hexdigest(),
         "settings": {key: str(value) for key, value in asdict(settings).items()},
         "overrides": {key: value for key, value in os.environ.items() if key.startswith(_OVERRIDES)},
-        "without": sorted(without),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

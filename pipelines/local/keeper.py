@@ -7,6 +7,7 @@ whatever session it is in, and is killed. One keeper a platform: it holds a lock
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -63,7 +64,8 @@ class Keeper:
         return 0
 
     def _run_once(self) -> int:
-        options = {"parent": os.getpid(), "death_signal": int(signal.SIGKILL)}
+        # Should we be killed, it still ends its processes in order.
+        options = {"parent": os.getpid(), "death_signal": int(signal.SIGTERM)}
         self._child = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_LAUNCH), json.dumps(options), *self._command], start_new_session=True
         )
@@ -83,9 +85,10 @@ class Keeper:
         found = [pid for pid in _children() if pid != own]
         self._orphans = {pid: self._orphans.get(pid, now) for pid in found}
         for pid, since in self._orphans.items():
-            if _name(pid) != "postgres" or now - since > _GRACE_S:
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, os.WNOHANG)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                if _name(pid) != "postgres" or now - since > _GRACE_S:
+                    os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
         return len(found)
 
     def _end_orphans_now(self) -> None:

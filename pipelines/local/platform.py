@@ -50,11 +50,12 @@ def up(
     resources.check_disk(settings)
     state.folder(settings).mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(settings):
-        wanted = identity(settings, without)
         found = state.current(settings)
-        if found is not None and found.identity == wanted and found.phase == "ready":
+        # A platform with more in it than is asked for will do.
+        fits = found is not None and found.identity == identity(settings) and set(found.without) <= set(without)
+        if found is not None and fits and found.phase == "ready":
             return Started(already=True, restarted=False, state=found)
-        attach = found is not None and found.identity == wanted and found.phase == "starting"
+        attach = found is not None and fits and found.phase == "starting"
         if state.keeper_pid(settings) is not None and not attach:
             down(settings)
         if not attach:

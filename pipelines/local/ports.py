@@ -48,16 +48,21 @@ class Reservations:
 
 def assign(settings: Settings, reservations: Reservations) -> dict[str, int]:
     """Choose and reserve every port, and keep the choice in ports.json. Raises UserError naming one that is taken."""
-    _take_strictly(reservations, "gateway", settings.gateway_port)
+    preferred = {service: settings.port(service) for service in DEFAULT_PORTS}
+    fixed = {service for service in DEFAULT_PORTS if os.environ.get(f"DARKROOM_{service.upper()}_PORT")}
+    chosen = {"gateway": settings.gateway_port, **{service: preferred[service] for service in sorted(fixed)}}
+    for service, port in chosen.items():
+        others = {other: number for other, number in chosen.items() if other != service}
+        if port in others.values():
+            twice = next(other for other, number in others.items() if number == port)
+            raise UserError(f"port {port} is set for the {service} and for the {twice}; change DARKROOM_*_PORT")
+        _take_strictly(reservations, service, port)
+    for service in (one for one in DEFAULT_PORTS if one not in fixed):
+        # Not one that another service would like: moving one would move them all.
+        others_like = {preferred[other] for other in DEFAULT_PORTS if other != service}
+        chosen[service] = _next_free(reservations, preferred[service], {*chosen.values(), *others_like})
+    del chosen["gateway"]
     path = settings.home / "ports.json"
-    chosen: dict[str, int] = {}
-    for service in DEFAULT_PORTS:
-        preferred = settings.port(service)
-        if os.environ.get(f"DARKROOM_{service.upper()}_PORT"):
-            _take_strictly(reservations, service, preferred)
-            chosen[service] = preferred
-        else:
-            chosen[service] = _next_free(reservations, preferred, taken={settings.gateway_port, *chosen.values()})
     settings.home.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"ports.{os.getpid()}.partial")
     temporary.write_text(json.dumps(chosen, indent=1) + "\n")

@@ -51,7 +51,7 @@ class Supervisor:
     def __init__(self, settings: Settings, without: Sequence[str]) -> None:
         self._settings = settings
         self._without = tuple(without)
-        self._identity = identity(settings, without)
+        self._identity = identity(settings)
         self._stop = threading.Event()
         self._watched: list[Watched] = []
         self._reservations = Reservations()

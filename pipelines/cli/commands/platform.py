@@ -86,7 +86,7 @@ def down() -> None:
     settings = settings_module.load()
     was_up = state.keeper_pid(settings) is not None
     orphans = platform.down(settings)
-    also = f"; {orphans} left over from a crash ended too" if orphans else ""
+    also = f"; ended {orphans} more that were left over" if orphans else ""
     typer.echo(("platform down" if was_up else "the platform was not up") + also)
 
 
