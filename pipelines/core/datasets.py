@@ -26,6 +26,9 @@ from pipelines.core.storage import Storage
 STATIC = "static"
 """The interval of images from sources without dates."""
 
+UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
+"""Event time of images from sources without dates."""
+
 ACTIVE_S = 600.0
 """An unfinished ingest run counts as active this long after its last sign of life."""
 

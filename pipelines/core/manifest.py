@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-
-UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
-"""Event time of images from sources without dates."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -47,6 +43,9 @@ STATISTICS = pa.schema(
     ]
 )
 """Statistics of an interval's images (tombstones have none), in the manifest's order."""
+
+INGESTED = pa.schema([*MANIFEST, *(field for field in STATISTICS if field.name not in MANIFEST.names)])
+"""What one shard's ingestion found: manifest and statistics side by side."""
 
 QUARANTINE = pa.schema(
     [
@@ -87,6 +86,42 @@ SPLITS = ("train", "val", "test")
 EXCLUDED = "excluded"
 
 
+PLAN = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("event_timestamp", _TIME, nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("tombstone", pa.bool_(), nullable=False),
+        pa.field("image_id", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("archive", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("size_bytes", pa.int64()),
+    ]
+)
+"""A shard's files, as core.sources lists them."""
+
+
+def shard_name(shard: int) -> str:
+    """The file of one shard of a plan."""
+    return f"shard-{shard:05d}.parquet"
+
+
+_URI = "uri:"
+
+
+def uri_id(uri: str) -> str:
+    """What stands for the image_id in a tombstone whose file is gone: it withdraws what was read from there."""
+    return _URI + hashlib.sha256(uri.encode()).hexdigest()
+
+
+def is_uri_id(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.starts_with(ids, _URI)
+
+
 def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet table, whole."""
     return pq.read_table(path, columns=list(columns) if columns is not None else None)
@@ -116,6 +151,8 @@ def _plain(column: pa.ChunkedArray) -> Iterable[bytes]:
     yield np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes()
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
+    elif pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
     if not pa.types.is_string(column.type):
         yield np.ascontiguousarray(pc.fill_null(column, 0).to_numpy()).tobytes()
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,11 +62,12 @@ def test_lists_one_level(storage: Storage) -> None:
     assert storage.folders("none/") == ([], [])
 
 
-def test_more_objects_than_one_page(s3_endpoint) -> None:  # type: ignore[no-untyped-def]
+def test_more_objects_than_one_page(s3_endpoint, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("pipelines.core.storage.s3.PAGE_SIZE", 10)
     storage = open_storage(f"s3://{s3_endpoint.bucket()}", endpoint_url=s3_endpoint.url)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: storage.write(f"many/{i:05d}", b""), range(1005)))
-    assert [entry.key for entry in storage.list("many/")] == [f"many/{i:05d}" for i in range(1005)]
+    for i in range(45):
+        storage.write(f"many/{i:05d}", b"")
+    assert [entry.key for entry in storage.list("many/")] == [f"many/{i:05d}" for i in range(45)]
 
 
 def test_compare_and_swap(storage: Storage) -> None:

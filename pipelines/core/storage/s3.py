@@ -17,6 +17,7 @@ from pipelines.core.storage.interface import Entry
 if TYPE_CHECKING:
     from datetime import datetime
 
+PAGE_SIZE = 1000
 _MISSING = ("404", "NoSuchKey", "NotFound")
 _LOST_RACE = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", *_MISSING)
 
