@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from pipelines.training.observers import Epoch
+
+log = logging.getLogger(__name__)
 
 State = Mapping[str, Any]
 
@@ -37,19 +40,26 @@ def save(path: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
         "optimizer": dict(checkpoint.optimizer),
         "best": dict(checkpoint.best),
     }
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        torch.save(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path, fingerprint: str) -> Checkpoint | None:
     """The checkpoint, or None where there is none of this very training (recipe, data, torch)."""
     if not path.is_file():
         return None
-    table = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        table = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # damaged by a full disk or a crash of the machine: training from the start costs only time
+        log.warning("%s: unreadable checkpoint, starting over", path, exc_info=True)
+        return None
     if table["fingerprint"] != fingerprint:
         return None
     return Checkpoint(
