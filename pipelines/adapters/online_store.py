@@ -74,10 +74,8 @@ class OnlineStore:
         A vector index is dropped before a load that is large against the table, and is there afterwards in any case.
         """
         with self._connect() as connection:
-            if dim is not None and num_rows > _REBUILD_SHARE * self._count(connection, view):
-                connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(self._index(view))))
-                connection.commit()
-            yield Writer(connection, self.table(view))
+            stored = self._count(connection, view)
+            yield Writer(connection, self.table(view), num_rows=num_rows, stored=stored, index=self._index(view))
             if dim is not None:
                 self._build_index(connection, view, dim)
 
@@ -96,16 +94,16 @@ class OnlineStore:
         return f"{self.table(view)[:58]}_hnsw"
 
     def _build_index(self, connection: psycopg.Connection, view: str, dim: int) -> None:
-        connection.execute("SET maintenance_work_mem = '256MB'")
+        connection.execute("SET LOCAL maintenance_work_mem = '256MB'")
+        _lock(connection, self.table(view))
         connection.execute(
             sql.SQL(
                 "CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw ((vector_value::vector({})) vector_cosine_ops) "
                 "WITH (m = 12, ef_construction = 40) WHERE feature_name = 'embedding'"
             ).format(sql.Identifier(self._index(view)), sql.Identifier(self.table(view)), sql.Literal(dim))
         )
-        connection.commit()
-        connection.autocommit = True
         connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(self.table(view))))
+        connection.commit()
 
     def remove(self, view: str, image_ids: Sequence[str], until: datetime) -> None:
         """Drop images whose stored event time is not after `until`."""
@@ -150,12 +148,35 @@ class OnlineStore:
         ]
 
 
+def _lock(connection: psycopg.Connection, table: str) -> None:
+    """Until the transaction ends, changes of a table's indexes are this connection's."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (table,))
+
+
 class Writer:
     """Upserts batches; each is one transaction, and a newer event time is never replaced by an older one."""
 
-    def __init__(self, connection: psycopg.Connection, table: str) -> None:
+    def __init__(self, connection: psycopg.Connection, table: str, *, num_rows: int, stored: int, index: str) -> None:
         self._connection = connection
+        self._name = table
         self._table = sql.Identifier(table)
+        self._num_rows = num_rows
+        self._stored = stored
+        self._index = index
+        self._first = True
+
+    def _drop_index_for_much(self) -> None:
+        """Drop the vector index if, as the first batch tells, most of a large load is new."""
+        row = self._connection.execute(
+            sql.SQL(
+                "SELECT avg((old.entity_key IS NULL)::int) FROM incoming "
+                "LEFT JOIN {} AS old USING (entity_key, feature_name)"
+            ).format(self._table)
+        ).fetchone()
+        new = float(row[0] or 0) if row else 0.0
+        if new * self._num_rows > _REBUILD_SHARE * self._stored:
+            _lock(self._connection, self._name)
+            self._connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(self._index)))
 
     def write(self, rows: pa.Table) -> None:
         """Upsert rows: ROW_KEYS and feature columns (float32, int64, lists of float32)."""
@@ -171,6 +192,9 @@ class Writer:
             for chunk in _encode(rows):
                 copy.write(chunk)
             copy.write(_COPY_END)
+        if self._first:
+            self._first = False
+            self._drop_index_for_much()
         # One order for all writers: two intervals with common images cannot deadlock.
         cursor.execute(
             sql.SQL(

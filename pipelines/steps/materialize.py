@@ -7,7 +7,7 @@ upserts, and what must go online is known from files that are written first.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.core import manifest
 from pipelines.core.datasets import blob_key
 from pipelines.core.embedding import Embedder, Pixels
 from pipelines.core.features import (
@@ -28,6 +29,7 @@ from pipelines.core.features import (
     EmbeddingView,
     partition_key,
     tombstones_prefix,
+    view_prefix,
 )
 from pipelines.core.ports import FeatureRepository, OnlineFeatures
 from pipelines.core.preprocessing import preprocess, spec_of
@@ -52,6 +54,8 @@ class IntervalTables:
     statistics: Path
     digest: str
     """Digest of both files."""
+    accepted: Sequence[Path] = ()
+    """Manifests of the accepted intervals."""
 
 
 def materialize(
@@ -74,15 +78,15 @@ def materialize(
     clock = time.perf_counter()
     computed = False
     if not statistics.current():
-        statistics.replace(_statistics_rows(tables), online)
+        statistics.replace(_statistics_rows(tables), online, None)
     if not vectors.current():
-        vectors.replace(_embedding_rows(tables, storage, embedder), online)
+        vectors.replace(_embedding_rows(tables, storage, embedder), online, embedding.dim)
         computed = True
     embed_s = time.perf_counter() - clock
     clock = time.perf_counter()
     num_rows = statistics.load(online, None)
     vectors.load(online, embedding.dim)
-    _remove_withdrawn(name, storage, online, (STATISTICS_VIEW, embedding.name), scratch)
+    _remove_withdrawn(name, tables, storage, online, (STATISTICS_VIEW, embedding.name), scratch)
     load_s = time.perf_counter() - clock
     facts.update(num_rows=num_rows, rows_per_s=round(num_rows / load_s, 1), load_s=round(load_s, 3))
     if computed:
@@ -114,17 +118,27 @@ class _Partition:
         file = self._file()
         return file is not None and pq.read_schema(file).metadata.get(_SOURCE) == self.tables.digest.encode()
 
-    def replace(self, batches: Iterator[pa.Table], online: OnlineFeatures) -> None:
+    def replace(self, batches: Iterator[pa.Table], online: OnlineFeatures, dim: int | None) -> None:
         """Write the rows; those of images that are no longer in the interval go offline first."""
         path = self.scratch / f"{self.view}.parquet"
         _write(path, batches, self.tables.digest)
         old = self._file()
-        if old is not None:
-            gone = _difference(old, path)
-            if gone.num_rows:
-                until = pc.max(gone.column("event_timestamp")).as_py()
-                online.remove(self.view, gone.column("image_id").to_pylist(), until)
+        gone = _difference(old, path) if old is not None else None
+        if gone is not None and gone.num_rows:
+            online.remove(self.view, gone["image_id"].to_pylist(), pc.max(gone["event_timestamp"]).as_py())
+            self._restore(gone["image_id"], online, dim)
         self.storage.write_file(self.key, path)
+
+    def _restore(self, image_ids: pa.ChunkedArray, online: OnlineFeatures, dim: int | None) -> None:
+        """Bring back online what other intervals still hold of images that left this one."""
+        wanted = pc.field("image_id").isin(image_ids.combine_chunks())
+        for entry in self.storage.list(f"{view_prefix(self.name, self.view)}/"):
+            if entry.key != self.key:
+                file = self.storage.local(entry.key, self.scratch / "cache")
+                rows = pq.read_table(file, filters=wanted, partitioning=None)
+                if rows.num_rows:
+                    with online.loading(self.view, rows.num_rows, dim) as writer:
+                        writer.write(rows)
 
     def load(self, online: OnlineFeatures, dim: int | None) -> int:
         """Upsert the rows online, batch by batch; returns how many."""
@@ -204,27 +218,48 @@ def _embedding_rows(tables: IntervalTables, storage: Storage, embedder: Embedder
 
 def _keep_tombstones(name: str, tables: IntervalTables, storage: Storage, scratch: Path) -> None:
     """Note the interval's withdrawn images where every other interval's run finds them."""
-    manifest = pq.read_table(
-        tables.manifest, columns=["image_id", "event_timestamp"], filters=pc.field("label").is_null()
-    )
+    columns = ["image_id", "event_timestamp", "source_uri"]
+    rows = pq.read_table(tables.manifest, columns=columns, filters=pc.field("label").is_null(), partitioning=None)
     key = f"{tombstones_prefix(name)}{tables.interval}.parquet"
-    if not manifest.num_rows:
+    if not rows.num_rows:
         storage.delete(key)
         return
     path = scratch / "tombstones.parquet"
-    pq.write_table(manifest, path)
+    pq.write_table(rows, path)
     storage.write_file(key, path)
 
 
 def _remove_withdrawn(
-    name: str, storage: Storage, online: OnlineFeatures, views: tuple[str, ...], scratch: Path
+    name: str,
+    tables: IntervalTables,
+    storage: Storage,
+    online: OnlineFeatures,
+    views: tuple[str, ...],
+    scratch: Path,
 ) -> None:
     """Take withdrawn images offline, whichever interval came first: each run looks at the notes of all of them."""
-    for entry in storage.list(tombstones_prefix(name)):
-        table = pq.read_table(storage.local(entry.key, scratch / "cache"), partitioning=None)
-        by_time = table.group_by("event_timestamp").aggregate([("image_id", "list")])
-        for when, image_ids in zip(
-            by_time["event_timestamp"].to_pylist(), by_time["image_id_list"].to_pylist(), strict=True
-        ):
-            for view in views:
-                online.remove(view, image_ids, when)
+    cache = scratch / "cache"
+    notes = [
+        pq.read_table(storage.local(entry.key, cache), partitioning=None)
+        for entry in storage.list(tombstones_prefix(name))
+    ]
+    if not notes:
+        return
+    withdrawn = pa.concat_tables(notes)
+    by_uri = withdrawn.filter(manifest.is_uri_id(withdrawn["image_id"]))
+    if by_uri.num_rows:
+        withdrawn = pa.concat_tables([withdrawn, _images_of(by_uri, [tables.manifest, *tables.accepted])])
+    by_time = withdrawn.group_by("event_timestamp").aggregate([("image_id", "list")]).to_pylist()
+    for row in by_time:
+        for view in views:
+            online.remove(view, row["image_id_list"], row["event_timestamp"])
+
+
+def _images_of(tombstones: pa.Table, manifests: Sequence[Path]) -> pa.Table:
+    """The images that were read from the tombstones' source URIs, each with its tombstone's time."""
+    wanted = pc.field("source_uri").isin(tombstones["source_uri"].combine_chunks()) & pc.field("label").is_valid()
+    known = [
+        pq.read_table(path, columns=["image_id", "source_uri"], filters=wanted, partitioning=None) for path in manifests
+    ]
+    times = tombstones.select(["source_uri", "event_timestamp"])
+    return pa.concat_tables(known).join(times, "source_uri", join_type="inner").select(tombstones.column_names)

@@ -56,20 +56,26 @@ def _materialize(ctx: StepContext) -> Materialized:
 
     datasets.touch_activity(ctx.storage, ctx.recipe.name, str(ctx.run))
     assembled = ctx.one("assemble")
+    name, cache = ctx.recipe.name, ctx.settings.home / "cache"
+    head = datasets.read_head(ctx.storage, name)
     tables = IntervalTables(
         interval=ctx.value("assemble", Assembled).interval,
         manifest=assembled.folder / "manifest.parquet",
         statistics=assembled.folder / "statistics.parquet",
         digest=digest_json([assembled.files[f"{name}.parquet"] for name in ("manifest", "statistics")]),
+        accepted=[
+            ctx.storage.local(datasets.interval_key(name, interval, digest), cache)
+            for interval, digest in head.intervals.items()
+        ],
     )
     with tempfile.TemporaryDirectory(prefix="materialize-", dir=ctx.settings.home / "scratch") as scratch:
         return materialize(
-            name=ctx.recipe.name,
+            name=name,
             tables=tables,
             storage=ctx.storage,
             embedder=open_embedder(ctx.settings, ctx.storage, ctx.recipe.features.embedding),
-            repository=open_repository(ctx.settings, ctx.recipe.name),
-            online=open_online_store(ctx.settings, ctx.recipe.name),
+            repository=open_repository(ctx.settings, name),
+            online=open_online_store(ctx.settings, name),
             scratch=Path(scratch),
             facts=ctx.facts,
         )
