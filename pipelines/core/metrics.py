@@ -124,8 +124,11 @@ def paired_difference(first: Bools, second: Bools, confidence: float) -> Interva
     The interval is the adjusted Wald of Bonett and Price 2012 (J. Educ. Behav. Stat. 37:479): one image is added to
     each kind of disagreement, so that two models which agree everywhere are not taken for equal with certainty.
     """
-    num_images = len(first)
-    gains, losses = int((first & ~second).sum()), int((second & ~first).sum())
+    return paired_interval(int((first & ~second).sum()), int((second & ~first).sum()), len(first), confidence)
+
+
+def paired_interval(gains: float, losses: float, num_images: float, confidence: float) -> Interval:
+    """The same from the numbers of images that only the first, or only the second, has right."""
     p_gain, p_loss = (gains + 1) / (num_images + 2), (losses + 1) / (num_images + 2)
     half = _z(confidence) * ((p_gain + p_loss - (p_gain - p_loss) ** 2) / (num_images + 2)) ** 0.5
     value, centre = (gains - losses) / num_images, p_gain - p_loss

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.core.metrics import paired_difference, wilson
+from pipelines.core.metrics import paired_difference, paired_interval, wilson
 from pipelines.core.recipe import Gate
 from pipelines.core.values import Interval
 
@@ -55,17 +55,19 @@ def against_champion(candidate: Hits, champion: Hits, version: int, gate: Gate) 
     return Verdict(
         name="too_few",
         reason=f"{figures}; a loss of more than {100 * gate.margin:g} points (gate.margin) cannot be ruled out"
-        + _remedy(difference, num_images, gate.margin),
+        + _remedy(candidate, champion, gate),
     )
 
 
-def _remedy(difference: Interval, num_images: int, margin: float) -> str:
-    """How many images would tell, the difference staying as it is; half widths shrink with the root of the number."""
-    room = difference.value + margin
-    if room <= 0:
-        return ""
-    needed = num_images * ((difference.value - difference.low) / room) ** 2
-    return f": about {int(np.ceil(needed / 100)) * 100:,} test images could tell, or a larger margin"
+def _remedy(candidate: Hits, champion: Hits, gate: Gate) -> str:
+    """How many images would tell, the shares of gains and losses staying as they are."""
+    gains, losses = int((candidate & ~champion).sum()), int((champion & ~candidate).sum())
+    for tenths in range(11, 1000):
+        more = tenths / 10
+        images = more * len(candidate)
+        if paired_interval(more * gains, more * losses, images, gate.confidence).low >= -gate.margin:
+            return f"; about {images:,.0f} images would tell, or a larger margin accepts it"
+    return ""
 
 
 def against_majority(candidate: Hits, labels: NDArray[np.int64], gate: Gate) -> Verdict:
