@@ -57,7 +57,10 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
 
     def execute(self, context: Context) -> list[int] | None:
         """Run the command; returns the shard numbers where later tasks are mapped over them."""
-        value = self._run(context)["value"]
+        found = self._run(context)
+        value = found["value"]
+        if found["facts"].get("nothing_to_do"):
+            raise AirflowSkipException("there is nothing to do")
         if value.get("wait_s", 0) > 0:
             self._defer(value["wait_s"])
         if value.get("trained_by"):

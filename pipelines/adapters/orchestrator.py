@@ -308,7 +308,7 @@ def _backfill_body(dag_id: str, first: date, last: date) -> dict[str, Any]:
     return {
         "dag_id": dag_id,
         "from_date": f"{first.isoformat()}T00:00:00Z",
-        "to_date": f"{last.isoformat()}T00:00:00Z",
+        "to_date": f"{last.isoformat()}T23:59:59Z",
         "reprocess_behavior": "failed",
         "run_on_latest_version": True,
     }

@@ -96,6 +96,8 @@ class Settled:
     """`settle` (effect). How long the dataset has still to be quiet before training."""
 
     wait_s: float
+    trained_by: str = ""
+    """The run that has trained and deployed this very data meanwhile; asked only where data triggered the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,7 @@ from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 from dags._step import StepOperator, changes
 class Told(StepOperator):
     def _run(self, context):
-        return {"value": context}
+        return {"value": context, "facts": context.pop("facts", {})}
 def result(value, **options):
     try:
         return Told(task_id="x", step="x", **options).execute(value)
@@ -158,6 +158,8 @@ print(json.dumps({
     "changed": result({"changed": True}, skip_unchanged=True),
     "quiet": result({"wait_s": 0.0}),
     "busy": result({"wait_s": 3.0}),
+    "empty": result({"num_shards": 1, "facts": {"nothing_to_do": True}}, fan_out=True),
+    "trained": result({"wait_s": 0.0, "trained_by": "train_classifier/r1"}),
     "shards": result({"num_shards": 3}, fan_out=True),
     "form": changes({"training.epochs": 3, "as_of": "2024-01-01"}),
     "none": changes(None),
@@ -175,6 +177,8 @@ def test_decisions(home: Settings) -> None:
         "changed": None,
         "quiet": None,
         "busy": ["TaskDeferred", "DateTimeTrigger"],
+        "empty": ["AirflowSkipException", "NoneType"],
+        "trained": ["AirflowSkipException", "NoneType"],
         "shards": [0, 1, 2],
         "form": '{"training.epochs": 3}',
         "none": "{}",

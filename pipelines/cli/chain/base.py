@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.cli.chain import graph
-from pipelines.cli.chain.freshness import PastRun, first_stale_step, past_runs, result_of
+from pipelines.cli.chain.freshness import first_stale_step, result_of
 from pipelines.cli.chain.report import Reporter
 from pipelines.cli.execute import storage_of
+from pipelines.cli.past_runs import PastRun, past_runs
 from pipelines.core.recipe import Recipe
 from pipelines.core.results import ResultStore
 from pipelines.core.runs import RunRequest

@@ -13,12 +13,13 @@ from pipelines.cli.chain.base import Chain
 from pipelines.cli.chain.data_recipe import ensure_recipe
 from pipelines.cli.chain.digits import ensure_digits
 from pipelines.cli.chain.direct import DirectChain
-from pipelines.cli.chain.freshness import PastRun, result_of
+from pipelines.cli.chain.freshness import result_of
 from pipelines.cli.chain.overhead import Overhead, overhead
 from pipelines.cli.chain.report import Reporter
 from pipelines.cli.chain.summary import Outcome
 from pipelines.cli.chain.through_airflow import AirflowChain
 from pipelines.cli.execute import storage_of
+from pipelines.cli.past_runs import PastRun
 from pipelines.core import recipe as recipes
 from pipelines.core.errors import UserError
 from pipelines.core.recipe import Recipe

@@ -13,8 +13,8 @@ from typing import Any
 
 from pipelines.cli.chain import graph
 from pipelines.cli.chain.base import Chain
-from pipelines.cli.chain.freshness import PastRun
 from pipelines.cli.execute import TASK_MARK, task_mark
+from pipelines.cli.past_runs import PastRun
 from pipelines.core.command import Command
 from pipelines.core.errors import DarkroomError, GateRejected, UserError
 from pipelines.core.runs import RunId

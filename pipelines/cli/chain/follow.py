@@ -46,7 +46,7 @@ class Follower:
     failures: list[Failure] = field(default_factory=list)
     followed: list[DagRun] = field(default_factory=list)
     """Runs seen to their end, in that order."""
-    _told: set[tuple[str, str, str]] = field(default_factory=set)
+    _told: set[tuple[str, str, str, str]] = field(default_factory=set)
 
     def follow(self, run: DagRun) -> DagRun:
         """Until the run ends; returns it as it ended."""
@@ -102,13 +102,11 @@ class Follower:
         for task in sorted(self.orchestrator.tasks(run), key=lambda one: str(one.ended_at or "~")):
             steps.setdefault(task.task_id, []).append(task)
         for step, tasks in steps.items():
-            key = (run.dag_id, run.run_id, step)
-            ended = str(max((str(task.ended_at) for task in tasks), default=""))
+            key = (run.dag_id, run.run_id, step, max(str(task.ended_at) for task in tasks))
             if key in self._told or not all(task.finished for task in tasks):
                 continue
             self._told.add(key)
             if any(task.state == "success" or (task.state == "skipped" and task.started_at) for task in tasks):
-                assert ended
                 self.reporter.step_finished(RunId(dag_id=run.dag_id, run_id=run.run_id), run.interval, step)
 
     def _failure(self, run: DagRun) -> Failure:

@@ -6,51 +6,14 @@ name, nothing that a step depends on (files, recipe, code, versions) has changed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from pipelines.cli.execute import result_key, storage_of
+from pipelines.cli.past_runs import PastRun
 from pipelines.cli.registry import StepSpec
-from pipelines.core.errors import NotFound
 from pipelines.core.results import ResultStore, StoredResult
-from pipelines.core.runs import Reference, RunFolder, RunId, RunRequest
-from pipelines.core.storage import Storage
+from pipelines.core.runs import RunRequest
 from pipelines.settings import Settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class PastRun:
-    """A run folder, and what it was asked to do."""
-
-    run: RunId
-    request: RunRequest
-    references: Sequence[Reference]
-
-    def finished(self, step: str) -> bool:
-        return any(one.step == step for one in self.references)
-
-    @property
-    def ended_at(self) -> str:
-        return max((one.finished_at for one in self.references), default="")
-
-
-def past_runs(storage: Storage, dag_id: str) -> list[PastRun]:
-    """Runs of a DAG that have begun, the latest finished last."""
-    found: list[PastRun] = []
-    for name in _run_names(storage, dag_id):
-        folder = RunFolder(storage, RunId.parse(name))
-        try:
-            found.append(PastRun(run=folder.run, request=folder.request(), references=folder.references()))
-        except NotFound:
-            continue
-    return sorted(found, key=lambda one: one.ended_at)
-
-
-def _run_names(storage: Storage, dag_id: str) -> Iterator[str]:
-    prefix = f"runs/{RunId(dag_id=dag_id, run_id='x')}".removesuffix("x")
-    for entry in storage.list(prefix):
-        if entry.key.endswith("/run.json"):
-            yield entry.key.removeprefix("runs/").removesuffix("/run.json")
 
 
 def result_of(results: ResultStore, past: PastRun, step: str) -> StoredResult:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.cli.chain import graph
-from pipelines.cli.chain.freshness import PastRun, past_runs
 from pipelines.cli.execute import storage_of
+from pipelines.cli.past_runs import PastRun, past_runs
 from pipelines.core import recipe as recipes
 from pipelines.settings import Settings
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.cli.chain.freshness import PastRun, result_of
+from pipelines.cli.chain.freshness import result_of
 from pipelines.cli.chain.overhead import Overhead
 from pipelines.cli.chain.probe import Answer
 from pipelines.cli.chain.report import StepReport
+from pipelines.cli.past_runs import PastRun
 from pipelines.core.results import ResultStore
 from pipelines.core.values import Deployed, Evaluated, Finding, Snapshotted, Validated
 from pipelines.settings import Settings

@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from pipelines.adapters.orchestrator import DagRun, Orchestrator
 from pipelines.cli.chain.base import Chain
 from pipelines.cli.chain.follow import POLL_S, Follower
-from pipelines.cli.chain.freshness import PastRun
+from pipelines.cli.past_runs import PastRun
 from pipelines.core.datasets import STATIC
 from pipelines.core.errors import DarkroomError
 

@@ -51,10 +51,12 @@ def up(
     PostgreSQL, Envoy, Airflow, MLflow and what is deployed run in the background until `darkroom down`. After new code,
     versions or settings it is started again, and databases are migrated. All state is below DARKROOM_HOME.
     """
+    from pipelines.cli.chain.digits import ensure_digits
     from pipelines.local import platform
 
     began = time.monotonic()
     settings = settings_module.load()
+    ensure_digits(settings.home)  # the shipped recipe's source: Airflow schedules it from the start
     names = [one.value for one in without or ()]
     started = platform.up(settings, without=names, report=_ready_line if sys.stdout.isatty() else lambda _: None)
     verb = "was up" if started.already else "up again, with what changed," if started.restarted else "up"

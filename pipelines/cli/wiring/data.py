@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
+from pipelines.cli.past_runs import trained_by
 from pipelines.cli.registry import StepContext, StepSpec
 from pipelines.core import datasets
 from pipelines.core.datasets import STATIC, Head
+from pipelines.core.errors import DarkroomError
 from pipelines.core.runs import RunRequest
 from pipelines.core.storage import Storage
 from pipelines.core.values import Accepted, Assembled, Ingested, Planned, Settled, Snapshotted
 from pipelines.settings import Settings
+
+ASSET_TRIGGERED = "asset_triggered__"
+"""How the ids of runs begin that new data started."""
 
 
 def _plan(ctx: StepContext) -> Planned:
     from pipelines.core.sources import open_source
     from pipelines.steps.plan import plan
 
-    datasets.touch_activity(ctx.storage, ctx.recipe.name, str(ctx.run))
-    endpoint_url = ctx.settings.s3_endpoint_url
-    source = open_source(ctx.recipe.source, home=ctx.settings.home, endpoint_url=endpoint_url)
-    planned = plan(source, ctx.request.interval or STATIC, ctx.out)
+    name, run, interval = ctx.recipe.name, str(ctx.run), ctx.request.interval or STATIC
+    datasets.touch_activity(ctx.storage, name, run)
+    try:
+        source = open_source(ctx.recipe.source, home=ctx.settings.home, endpoint_url=ctx.settings.s3_endpoint_url)
+        planned = plan(source, interval, ctx.out)
+    except DarkroomError:
+        datasets.finish_activity(ctx.storage, name, run)  # training need not wait for it
+        raise
     ctx.facts["num_files"] = planned.num_files
+    if not planned.num_files and interval not in datasets.read_head(ctx.storage, name).parts:
+        ctx.facts["nothing_to_do"] = True  # a day without images, as most are: the run ends here
+        datasets.finish_activity(ctx.storage, name, run)
     return planned
 
 
@@ -75,7 +88,11 @@ def _accept(ctx: StepContext) -> Accepted:
 def _settle(ctx: StepContext) -> Settled:
     from pipelines.steps.settle import settle
 
-    return settle(ctx.storage, ctx.recipe.name, ctx.recipe.schedule.cool_down_s, datetime.now(UTC))
+    settled = settle(ctx.storage, ctx.recipe.name, ctx.recipe.schedule.cool_down_s, datetime.now(UTC))
+    if settled.wait_s > 0 or not ctx.run.run_id.startswith(ASSET_TRIGGERED):
+        return settled
+    moved_at = datasets.read_head(ctx.storage, ctx.recipe.name).moved_at
+    return replace(settled, trained_by=trained_by(ctx.storage, ctx.run, ctx.request, moved_at))
 
 
 _heads: dict[str, Head] = {}
