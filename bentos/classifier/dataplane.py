@@ -83,6 +83,8 @@ class Dataplane:
                 **self.describe(),
                 "class_names": len(self.class_names),
                 "pid": os.getpid(),
+                # Where this code came from: inside the bento, never a clone that happens to be installed.
+                "sources": str(Path(model_package.__file__).parents[2]),
                 "seconds": round(time.perf_counter() - started, 3),
             },
         )

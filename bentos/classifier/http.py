@@ -47,7 +47,7 @@ def application(load: Callable[[], Dataplane]) -> Starlette:
             Route("/v1/classify", wrong_method, methods=OTHER_METHODS),
             Route("/v1/models/{name}/classify", wrong_method, methods=OTHER_METHODS),
             # Before BentoML's own page, which refers to other hosts.
-            Route("/{path:path}", unknown),
+            Route("/{path:path}", unknown, methods=["POST", *OTHER_METHODS]),
         ],
         lifespan=lifespan,
         exception_handlers={Exception: respond, 404: respond, 405: respond},

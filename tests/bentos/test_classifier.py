@@ -1,0 +1,339 @@
+"""A built bento, served by a real BentoML worker in a process of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from example_packages import COLOURS, coloured, write_package
+from PIL import Image
+from serving_platform import ask, wait_until
+
+from pipelines.adapters.packaging import build_bento, requirement_lists
+from pipelines.core.inference import Classifier
+from pipelines.core.model_package import ModelPackage
+from pipelines.local.ports import free_port
+from pipelines.settings import REPOSITORY
+
+FORBIDDEN = ("torch", "mlflow", "feast", "airflow", "great_expectations", "pandas", "pyarrow", "boto3", "psycopg")
+
+
+@dataclass
+class Served:
+    bento: Path
+    package: ModelPackage
+    port: int
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    return write_package(tmp_path_factory.mktemp("package") / "package")
+
+
+@pytest.fixture(scope="module")
+def bento(package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_bento(package, version=7, out=tmp_path_factory.mktemp("bento") / "bento")
+
+
+def environment(bento: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(bento / "src"),
+        "BENTOML_HOME": str(bento.parent / "home"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "DARKROOM_CLUSTER": "colours-v7-1",
+        "DARKROOM_MAX_BODY_BYTES": "1000000",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def served(bento: Path, package: ModelPackage) -> Iterator[Served]:
+    port, log = free_port(), bento.parent / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bentos.kit.worker", str(bento), "--port", str(port)],
+            env=environment(bento),
+            cwd=bento / "src",
+            stderr=file,
+            stdout=file,
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or _ready(port))
+        assert process.poll() is None, log.read_text()
+        yield Served(bento=bento, package=package, port=port, log=log)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _ready(port: int) -> bool:
+    try:
+        return ask(port, "/livez")[0] == 200
+    except OSError:
+        return False
+
+
+def raw(port: int, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request("GET" if body is None else "POST", path, body, given)
+        response = connection.getresponse()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+    finally:
+        connection.close()
+
+
+def multipart(*images: bytes, name: str = "image") -> tuple[bytes, str]:
+    parts = [
+        f'--edge\r\nContent-Disposition: form-data; name="{name}"; filename="a.png"\r\n\r\n'.encode() + image + b"\r\n"
+        for image in images
+    ]
+    return b"".join(parts) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/models/colours/classify"])
+def test_a_raw_body_is_classified_as_evaluation_would(served: Served, path: str) -> None:
+    image = coloured("blue", 3)
+    status, answer = ask(served.port, path, image, {"X-Request-ID": "abc-1"})
+    assert status == 200
+    expected = Classifier(served.package).predict_bytes([image]).probabilities[0]
+    assert {one["class_name"]: one["probability"] for one in answer.pop("predictions")} == {
+        name: float(probability) for name, probability in zip(COLOURS, expected, strict=True)
+    }
+    assert answer == {
+        "model_name": "colours",
+        "model_version": "7",
+        "package_digest": served.package.digest,
+        "request_id": "abc-1",
+    }
+
+
+def test_predictions_come_most_probable_first_and_top_k_limits_them(served: Served) -> None:
+    for top_k, expected in ((1, 1), (2, 2), (3, 3), (50, 3)):
+        _, answer = ask(served.port, f"/v1/classify?top_k={top_k}", coloured("green"))
+        probabilities = [one["probability"] for one in answer["predictions"]]
+        assert len(probabilities) == expected
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert answer["predictions"][0] == {"class_name": "green", "label": 1, "probability": probabilities[0]}
+
+
+def test_multipart_is_the_same_image(served: Served) -> None:
+    body, content_type = multipart(coloured("red", 5))
+    status, answer = ask(served.port, "/v1/classify", body, {"Content-Type": content_type})
+    assert (status, answer["predictions"]) == (
+        200,
+        ask(served.port, "/v1/classify", coloured("red", 5))[1]["predictions"],
+    )
+
+
+def test_the_declared_type_of_a_raw_body_means_nothing(served: Served) -> None:
+    for declared in ("application/x-www-form-urlencoded", "text/html", "image/jpeg", "application/json"):
+        assert ask(served.port, "/v1/classify", coloured("red"), {"Content-Type": declared})[0] == 200
+
+
+def test_every_answer_has_a_request_id(served: Served) -> None:
+    for given in ("", "with space", "x" * 129):
+        status, headers, body = raw(served.port, "/v1/classify", coloured("red"), X_Request_ID=given)
+        assert status == 200
+        assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
+        assert json.loads(body)["request_id"] == headers["x-request-id"]
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def _picture(kind: str, size: tuple[int, int] = (8, 8)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        (b"", 400, "empty"),
+        (b"hello, I am not an image", 415, "not_an_image"),
+        (_picture("TIFF"), 415, "unsupported_format"),
+        (_picture("JPEG", (64, 64))[:-40], 422, "truncated"),
+        (b"\xff\xd8\xff" + b"x" * 50, 422, "corrupt"),
+        (_picture("PNG", (6000, 5000)), 413, "too_many_pixels"),
+        (bytes(1_000_001), 413, "too_many_bytes"),
+    ],
+)
+def test_a_bad_image_is_a_problem_that_says_why(served: Served, body: bytes, status: int, reason: str) -> None:
+    found, headers, text = raw(served.port, "/v1/classify", body, X_Request_ID="bad")
+    problem = json.loads(text)
+    assert (found, problem["status"], problem["reason"]) == (status, status, reason)
+    assert headers["content-type"] == "application/problem+json"
+    assert set(problem) == {"type", "title", "status", "detail", "reason", "request_id"}
+    assert problem["request_id"] == "bad"
+    assert problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "reason"),
+    [
+        ("/v1/classify?top_k=0", 400, "bad_top_k"),
+        ("/v1/classify?top_k=many", 400, "bad_top_k"),
+        ("/v1/models/other/classify", 404, "not_found"),
+        ("/nowhere", 404, "not_found"),
+        ("/", 404, "not_found"),
+    ],
+)
+def test_a_wrong_request_is_a_problem(served: Served, path: str, status: int, reason: str) -> None:
+    found, problem = ask(served.port, path, coloured("red"))
+    assert (found, problem["reason"]) == (status, reason)
+
+
+def test_get_is_not_allowed(served: Served) -> None:
+    status, headers, _ = raw(served.port, "/v1/classify")
+    assert (status, headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [multipart(), multipart(coloured("red"), coloured("blue")), (b"nonsense", "multipart/form-data; boundary=edge")],
+    ids=["none", "two", "nonsense"],
+)
+def test_a_form_without_exactly_one_file_is_refused(served: Served, form: tuple[bytes, str]) -> None:
+    status, problem = ask(served.port, "/v1/classify", form[0], {"Content-Type": form[1]})
+    assert (status, problem["reason"]) == (400, "bad_multipart")
+
+
+def test_a_chunked_body_is_cut_at_the_limit(served: Served) -> None:
+    connection = HTTPConnection("127.0.0.1", served.port, timeout=30)
+    try:
+        connection.request("POST", "/v1/classify", iter([bytes(300_000)] * 5), encode_chunked=True)
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["reason"]) == (413, "too_many_bytes")
+    finally:
+        connection.close()
+
+
+# --- operation -----------------------------------------------------------------------------------------------------
+
+
+def test_ready_alive_and_vouched_for(served: Served) -> None:
+    assert raw(served.port, "/livez")[0] == 200
+    status, headers, _ = raw(served.port, "/readyz")
+    assert (status, headers["x-envoy-upstream-healthchecked-cluster"]) == (200, "colours-v7-1")
+
+
+def test_what_serves_describes_itself(served: Served) -> None:
+    status, about = ask(served.port, "/v1/models/colours")
+    assert status == 200
+    assert about["class_names"] == list(COLOURS)
+    assert (about["variant"], about["provider"], about["input_height"]) == ("fp32", "cpu", 8)
+
+
+def test_metrics_count_requests_and_refusals(served: Served) -> None:
+    ask(served.port, "/v1/classify", coloured("red"))
+    ask(served.port, "/v1/classify", b"")
+    text = raw(served.port, "/metrics")[2].decode()
+    assert re.search(r'darkroom_requests_total\{route="classify",status="200"\} [1-9]', text)
+    assert re.search(r'darkroom_refused_requests_total\{reason="empty"\} [1-9]', text)
+    assert f'package_digest="{served.package.digest}"' in text
+
+
+def test_a_refusal_is_in_the_log_with_its_request_id(served: Served) -> None:
+    ask(served.port, "/v1/classify", b"", {"X-Request-ID": "look-for-me"})
+    wait_until(lambda: "look-for-me" in served.log.read_text())
+    line = json.loads(next(line for line in served.log.read_text().splitlines() if "look-for-me" in line))
+    assert (line["status"], line["reason"], line["path"]) == (400, "empty", "/v1/classify")
+
+
+def test_probes_answer_while_images_are_worked_on(served: Served) -> None:
+    """Decoding happens in threads: a large image does not hold up the event loop."""
+    image = _picture("PNG", (4800, 4900))
+    workers = [threading.Thread(target=ask, args=(served.port, "/v1/classify", image)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    assert all(raw(served.port, "/livez")[0] == 200 for _ in range(20))
+    still_working = any(worker.is_alive() for worker in workers)
+    for worker in workers:
+        worker.join()
+    assert still_working
+
+
+# --- the bento -----------------------------------------------------------------------------------------------------
+
+
+def test_it_runs_on_the_copy_of_our_code_inside_the_bento(served: Served) -> None:
+    line = json.loads(next(line for line in served.log.read_text().splitlines() if '"model loaded"' in line))
+    assert line["sources"] == str(served.bento / "src")
+
+
+def test_no_training_or_pipeline_library_is_loaded(bento: Path) -> None:
+    program = "import json, sys, bentos.classifier.service as s; print(json.dumps([s.__file__, *sys.modules]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(bento),
+        cwd=bento / "src",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    file, *modules = json.loads(done.stdout.splitlines()[-1])
+    assert file.startswith(str(bento))
+    assert not {name.split(".")[0] for name in modules} & set(FORBIDDEN)
+
+
+def test_importing_the_service_loads_no_model_and_binds_no_port(bento: Path) -> None:
+    program = (
+        "import psutil, sys, bentos.classifier.service;"
+        "print(len(psutil.Process().net_connections()), 'onnxruntime' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(bento), cwd=bento, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["0", "False"]
+
+
+def test_the_bento_names_no_place(bento: Path) -> None:
+    """Neither a package index nor a path of this machine, and no credentials' form."""
+    for path in bento.rglob("*"):
+        if path.is_file() and path.suffix in ("", ".yaml", ".txt", ".in", ".json", ".md", ".sh"):
+            text = path.read_text()
+            assert not re.search(r"index-url|find-links|trusted-host|://[^/]*@", text), path
+            assert str(REPOSITORY) not in text, path
+            assert str(bento.parent.parent) not in text, path
+
+
+def test_requirements_are_short_pinned_and_lean(bento: Path) -> None:
+    lists = requirement_lists()
+    assert set(lists) == {"requirements.txt", "requirements-cuda.txt"}
+    assert "onnxruntime-gpu[cuda,cudnn]==" in lists["requirements-cuda.txt"]
+    for text in (*lists.values(), (bento / "env" / "python" / "requirements.txt").read_text()):
+        lines = text.split()
+        assert len(lines) <= 8
+        assert all(re.fullmatch(r"[a-z-]+(\[[a-z,]+\])?==[0-9][0-9a-z.]*", line) for line in lines)
+        assert not {line.split("==")[0] for line in lines} & {"torch", "mlflow", "feast", "apache-airflow"}
+
+
+def test_the_same_version_gives_the_same_bento(bento: Path, package: ModelPackage, tmp_path: Path) -> None:
+    again = build_bento(package, version=7, out=tmp_path / "bento")
+    built, rebuilt = (
+        {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.parent.name != "__pycache__"
+        }
+        for folder in (bento, again)
+    )
+    assert built == rebuilt

@@ -1,0 +1,53 @@
+"""The leaf that every service shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from starlette.exceptions import HTTPException
+
+from bentos.kit import settings
+from bentos.kit.errors import Overloaded, RequestRefused, problem_of
+from pipelines.core.errors import ImageError, IntegrityError, NotFound, UserError
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (ImageError("truncated", "cut"), 422, "truncated"),
+        (ImageError("a reason of tomorrow", "new"), 422, "a reason of tomorrow"),
+        (ImageError("unsupported_format", "TIFF"), 415, "unsupported_format"),
+        (RequestRefused(400, "bad_top_k", "no"), 400, "bad_top_k"),
+        (Overloaded(256), 503, "overloaded"),
+        (NotFound("no such model"), 404, "not_found"),
+        (UserError("wrong"), 400, "bad_request"),
+        (HTTPException(405), 405, "method_not_allowed"),
+    ],
+)
+def test_errors_become_problems(error: Exception, status: int, reason: str) -> None:
+    problem = problem_of(error)
+    assert (problem.status, problem.reason) == (status, reason)
+
+
+@pytest.mark.parametrize("error", [ValueError("secret path"), IntegrityError("secret path"), KeyError("secret")])
+def test_unexpected_errors_never_show_their_text(error: Exception) -> None:
+    problem = problem_of(error)
+    assert problem.status == 500
+    assert "secret" not in problem.detail
+
+
+def test_settings_have_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = settings.load(Path("/model"))
+    assert (found.model_folder, found.threads, found.concurrency, found.top_k) == (Path("/model"), 1, 2, 5)
+    monkeypatch.setenv("DARKROOM_THREADS", "4")
+    assert settings.load(Path("/model")).concurrency == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("DARKROOM_TOP_K", "0"), ("DARKROOM_THREADS", "two"), ("DARKROOM_PROVIDER", "tpu")]
+)
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=name):
+        settings.load(Path("/model"))
