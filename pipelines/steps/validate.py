@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,11 +104,12 @@ def _suites(candidate: Candidate) -> list[Suite]:
         manifest_suite(live, options),
         quarantine_suite(tables["quarantine"], candidate.assembled.num_files, options),
         labels_suite(live, tables["quarantine"], head_labels, head_counts),
-        composition_suite(class_counts(candidate.after), head_counts, live, options),
         statistics_suite(
-            tables["statistics"], own.moments(), candidate.head, _uris(live), options.max_statistics_shift
+            tables["statistics"], own.moments(), candidate.head, partial(_uris, live), options.max_statistics_shift
         ),
     ]
+    if candidate.assembled.num_files:  # a day without images adds nothing that could be blamed on it
+        suites.append(composition_suite(class_counts(candidate.after), head_counts, live, options))
     if live["split"].null_count < live.num_rows:
         near, searched = _near_crossings(candidate)
         suites.append(
@@ -118,16 +120,11 @@ def _suites(candidate: Candidate) -> list[Suite]:
     return suites
 
 
-class _uris:  # noqa: N801 (a function with a table)
+def _uris(live: pa.Table, image_ids: Sequence[str]) -> list[str]:
     """Source URIs of image ids."""
-
-    def __init__(self, live: pa.Table) -> None:
-        self._live = live
-
-    def __call__(self, image_ids: Sequence[str]) -> list[str]:
-        rows = self._live.filter(pc.is_in(self._live["image_id"], value_set=pa.array(image_ids, pa.string())))
-        by_id = dict(zip(rows["image_id"].to_pylist(), rows["source_uri"].to_pylist(), strict=True))
-        return [by_id[image_id] for image_id in image_ids if image_id in by_id]
+    rows = live.filter(pc.is_in(live["image_id"], value_set=pa.array(image_ids, pa.string())))
+    by_id = dict(zip(rows["image_id"].to_pylist(), rows["source_uri"].to_pylist(), strict=True))
+    return [by_id[image_id] for image_id in image_ids if image_id in by_id]
 
 
 def _exact_crossings(duplicates: pa.Table) -> list[Crossing]:

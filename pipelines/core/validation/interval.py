@@ -70,7 +70,7 @@ def manifest_suite(live: pa.Table, validation: Validation) -> Suite:
             title="No image is too small",
             threshold=f"shorter side at least {validation.min_side_px} px (validation.min_side_px)",
             arguments={"column": "short_side_px", "min_value": validation.min_side_px},
-            observed=f"smallest {shortest} px",
+            observed="" if shortest is None else f"smallest {shortest} px",
         ),
         Check(
             kind="expect_column_values_to_be_in_set",
