@@ -108,3 +108,9 @@ def write_package(
         embedding_dim=3,
     )
     return model_package.write(folder, description, spec)
+
+
+RIGHT_PIXELS = np.stack(
+    [np.full((SIDE, SIDE, 3), [200 if name == colour else 40 for name in COLOURS], np.uint8) for colour in COLOURS]
+)
+"""One image of each class, [3, SIDE, SIDE, 3]."""

@@ -141,10 +141,11 @@ class MlflowRegistry:
             client.create_registered_model(
                 registration.model, tags={"darkroom": registration.model}, description=_DESCRIPTION
             )
-        # All tags come with the row: a version that exists is complete.
+        # All tags come with the row: a version that exists is complete. The source is a place and not models:/<id>,
+        # which MLflow would look up in its process-wide default store.
         made = client.create_model_version(
             registration.model,
-            source=f"models:/{logged.model_id}",
+            source=logged.artifact_location,
             run_id=run_id,
             tags=tags,
             model_id=logged.model_id,
