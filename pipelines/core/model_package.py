@@ -155,8 +155,17 @@ class ModelPackage:
         return data
 
     def golden_logits(self, variant: str) -> NDArray[np.float32]:
-        """float32 [num golden images, num classes]: what the variant answered where the package was made."""
-        logits: NDArray[np.float32] = np.load(self.folder / golden_logits_file(variant), allow_pickle=False)
+        """float32 [num golden images, num classes]: what the variant answered where the package was made.
+
+        Raises IntegrityError for an array of another kind.
+        """
+        path = self.folder / golden_logits_file(variant)
+        try:
+            logits: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise IntegrityError(f"{path}: not an array of numbers ({error})") from error
+        if logits.dtype != np.float32 or logits.shape != (len(self.golden), len(self.class_names)):
+            raise IntegrityError(f"{path}: {logits.dtype} {list(logits.shape)}, not logits of the golden images")
         return logits
 
 
@@ -258,6 +267,8 @@ def _verify_files(package: ModelPackage) -> None:
         data = package.read(name)
         if name.endswith(".onnx"):
             _verify_onnx(package.folder / name, data)
+    for variant in package.variants:
+        package.golden_logits(variant)
 
 
 def _verify_onnx(path: Path, data: bytes) -> None:

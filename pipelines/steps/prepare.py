@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.core import pixelset
+from pipelines.core import decoding, pixelset
 from pipelines.core.datasets import blob_key
-from pipelines.core.errors import DarkroomError, ImageError, SourceError
-from pipelines.core.preprocessing import PreprocessingSpec, preprocess
-from pipelines.core.storage import Storage, open_storage
+from pipelines.core.decoding import Row
+from pipelines.core.errors import DarkroomError, SourceError
+from pipelines.core.preprocessing import PreprocessingSpec
+from pipelines.core.storage import Storage
 from pipelines.core.values import Prepared
 from pipelines.core.workers import Workers, num_cores
 
@@ -22,15 +22,6 @@ SPLITS = ("train", "val")
 _CHUNK = 64
 _FEW = 2000
 """Images that are decoded sooner than worker processes would start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """One image and its place in the pixel set."""
-
-    split: str
-    position: int
-    image_id: str
 
 
 def prepare(
@@ -64,15 +55,15 @@ def prepare(
 
 def _decode_all(parts: dict[str, pa.Table], storage: Storage, spec: PreprocessingSpec, out: Path) -> None:
     chunks = [
-        [_Row(split=split, position=start + offset, image_id=image_id) for offset, image_id in enumerate(ids)]
+        [Row(split=split, position=start + offset, image_id=image_id) for offset, image_id in enumerate(ids)]
         for split, part in parts.items()
         for start, ids in _slices(part)
     ]
     arguments = (storage.uri, storage.endpoint_url, spec, out)
     if sum(map(len, chunks)) <= _FEW:
-        answers: Iterator[list[str]] = map(start_worker(*arguments), chunks)
+        answers: Iterator[list[str]] = map(decoding.start(*arguments), chunks)
     else:
-        answers = Workers(start_worker, arguments, _crashed, num_cores()).map(chunks)
+        answers = Workers(decoding.start, arguments, _crashed, num_cores()).map(chunks)
     for complaints in answers:
         for complaint in filter(None, complaints):
             raise DarkroomError(complaint)
@@ -83,35 +74,5 @@ def _slices(part: pa.Table) -> Iterator[tuple[int, list[str]]]:
         yield start, part.column("image_id").slice(start, _CHUNK).to_pylist()
 
 
-def start_worker(
-    store_uri: str, endpoint_url: str | None, spec: PreprocessingSpec, out: Path
-) -> Callable[[Sequence[_Row]], list[str]]:
-    """The function of one worker: decode rows into their places; a text for each that failed, empty for the others."""
-    storage = open_storage(store_uri, endpoint_url=endpoint_url)
-    pixels = {split: pixelset.open_pixels(out, split) for split in SPLITS if _has_rows(out, split)}
-
-    def decode(rows: Sequence[_Row]) -> list[str]:
-        return [_decode(row) for row in rows]
-
-    def _decode(row: _Row) -> str:
-        key = blob_key(row.image_id)
-        try:
-            pixels[row.split][row.position] = preprocess(storage.read(key), spec)
-        except ImageError as error:
-            return (
-                f"{storage.locate(key)}: stored image does not decode ({error.detail}); ingest its interval again, or "
-                "withdraw the image"
-            )
-        except DarkroomError as error:
-            return f"{error}; ingest its interval again"
-        return ""
-
-    return decode
-
-
-def _has_rows(out: Path, split: str) -> bool:
-    return bool((out / f"{split}-ids.txt").stat().st_size)
-
-
-def _crashed(row: _Row) -> str:
+def _crashed(row: Row) -> str:
     return f"{blob_key(row.image_id)}: decoding it ended the process that tried; withdraw the image"
