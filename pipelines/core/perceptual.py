@@ -90,10 +90,12 @@ _BLOCK = 1 << 22
 
 def _close_pairs(hashes: Hashes, mask: np.uint64, distance: int) -> Iterator[Indices]:
     """Pairs within the distance among hashes that agree under the mask, in blocks."""
+    if not len(hashes):
+        return
     keys = hashes & mask
     order = np.argsort(keys, kind="stable")
     ordered, values = keys[order], hashes[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(ordered) else ordered
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     ends = np.append(starts[1:], len(ordered))
     # Each position is compared with those after it in its bucket.
     rest = np.repeat(ends, ends - starts) - np.arange(len(ordered)) - 1
