@@ -20,7 +20,7 @@ import psycopg
 import pyarrow as pa
 
 from pipelines.core.errors import PlatformError
-from pipelines.core.features import STATISTICS_VIEW, EmbeddingView, entity_key, project_of
+from pipelines.core.features import STATISTICS, STATISTICS_VIEW, EmbeddingView, entity_key, project_of
 
 if TYPE_CHECKING:
     from dask.dataframe import DataFrame as DaskFrame
@@ -130,8 +130,13 @@ class FeatureRepository:
             entity_df=entities.select(["image_id", "event_timestamp"]).to_pandas(),
             features=[f"{STATISTICS_VIEW}:{feature}" for feature in features],
         )
+        keys = [entities.schema.field("image_id"), entities.schema.field("event_timestamp")]
+        schema = pa.schema([*keys, *((feature, pa.type_for_alias(STATISTICS[feature])) for feature in features)])
         with _folder_reader():
-            return pa.Table.from_pandas(job.to_df(), preserve_index=False)
+            frame = job.to_df()
+        # Feast drops an image all of whose features are of a later time; here it comes back with nulls.
+        found = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+        return entities.select(["image_id", "event_timestamp"]).join(found, ["image_id", "event_timestamp"])
 
 
 class FeastOnlineStore:
