@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 VENV = REPOSITORY / ".venv"
 LOCK = REPOSITORY / "requirements.lock"
 STAMP = VENV / "darkroom-installed"
+UNFINISHED = VENV / "darkroom-unfinished"
 SUPPORTED = ((3, 11), (3, 12))
 INSTALLED_GB = 8.4
 """Size of the environment with its bytecode; most of it are torch's CUDA libraries."""
@@ -100,8 +101,9 @@ def install() -> None:
     began = time.monotonic()
     packages = sum("==" in line for line in LOCK.read_text().splitlines())
     say(f"installing {packages} packages into {VENV} ({INSTALLED_GB} GB, a minute or a few, once)")
-    STAMP.unlink(missing_ok=True)
     make_venv()
+    STAMP.unlink(missing_ok=True)
+    UNFINISHED.touch()
     python = str(VENV / "bin" / "python")
     uv = next(line for line in LOCK.read_text().splitlines() if line.startswith("uv=="))
     run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", uv.split()[0]], "install uv")
@@ -112,14 +114,19 @@ def install() -> None:
     partial = STAMP.with_name("darkroom-installed.partial")
     partial.write_text(digest())
     partial.replace(STAMP)
+    UNFINISHED.unlink()
     say(f"installed in {time.monotonic() - began:.0f} s")
 
 
 def make_venv() -> None:
-    """Keep one that works; anything else in its place is made anew."""
+    """Keep one that works; anything else in its place is made anew.
+
+    So is one whose installation was killed: it may hold half a package that counts as installed.
+    """
     python = VENV / "bin" / "python"
     probe = "import sys, pip; sys.exit(sys.version_info[:2] not in {})".format(SUPPORTED)  # noqa: UP032
-    if python.exists() and subprocess.run([str(python), "-c", probe], check=False, capture_output=True).returncode == 0:
+    works = python.exists() and not UNFINISHED.exists()
+    if works and subprocess.run([str(python), "-c", probe], check=False, capture_output=True).returncode == 0:
         return
     made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=False)
     if made.returncode != 0:
@@ -151,10 +158,11 @@ def uv_environment(python: str) -> dict[str, str]:
         [python, "-m", "pip", "config", "list"], check=False, capture_output=True, text=True, env=env
     )
     configured = {}
-    for line in listed.stdout.splitlines():
-        key, _, value = line.partition("=")
-        if key.startswith((":env:", "global.", "install.")):
-            configured[key.replace(":env:", "").rpartition(".")[2]] = value.strip("'\"").replace("\\n", " ").split()
+    for level in ("global.", "install.", ":env:."):  # later ones win
+        for line in listed.stdout.splitlines():
+            key, _, value = line.partition("=")
+            if key.startswith(level):
+                configured[key[len(level) :]] = value.strip("'\"").replace("\\n", " ").split()
     for theirs, ours, separator in (
         ("index-url", "UV_DEFAULT_INDEX", " "),
         ("extra-index-url", "UV_INDEX", " "),

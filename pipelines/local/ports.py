@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines.core.errors import UserError
@@ -112,19 +114,23 @@ def free_port() -> int:
 
 def who_listens(port: int) -> str | None:
     """'name (pid N)' of the process that listens on a TCP port, where the system lets us know."""
-    inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(table, port)}
-    if not inodes:
+    wanted = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening(table, port)}
+    if not wanted:
         return None
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
-        try:
-            links = {str(link.readlink()) for link in (folder / "fd").iterdir()}
-            if any(f"socket:[{inode}]" in links for inode in inodes):
+        with suppress(OSError):
+            if not wanted.isdisjoint(_links(folder / "fd")):
                 return f"{(folder / 'comm').read_text().strip()} (pid {folder.name})"
-        except OSError:
-            continue
     return None
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """Where the links of a folder in /proc lead; they come and go while we look."""
+    for link in folder.iterdir():
+        with suppress(OSError):
+            yield str(link.readlink())
 
 
 def _listening(table: str, port: int) -> list[str]:

@@ -35,8 +35,10 @@ from pipelines.local.sweep import sweep
 from pipelines.local.watch import Watched
 from pipelines.settings import Settings
 
-OPTIONAL = ("airflow", "mlflow")
+OPTIONAL = ("airflow", "mlflow", "step-host")
 """What `--without` may name."""
+_SERVING_S = 20.0
+"""How long a start waits for what is deployed; a bento that does not come up keeps nothing else from it."""
 _TICK_S = 0.2
 _ROTATE_S = 10.0
 
@@ -61,6 +63,7 @@ class Supervisor:
         self._written: PlatformState | None = None
         self._phase: Phase = "starting"
         self._rotated_at = 0.0
+        self._serve_by: float | None = None
 
     def ask_to_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         self._stop.set()
@@ -145,7 +148,9 @@ class Supervisor:
 
     def _services(self) -> list[Service]:
         settings = self._settings
-        found = [_gateway(settings), _step_host(settings)]
+        found = [_gateway(settings)]
+        if "step-host" not in self._without:
+            found.append(_step_host(settings))
         if "mlflow" not in self._without:
             found.append(mlflow.service(settings))
         if "airflow" not in self._without:
@@ -158,7 +163,7 @@ class Supervisor:
         while not self._stop.is_set():
             for watched in self._watched:
                 watched.look(self._askers)
-            if self._phase == "starting" and all(one.state == "ready" for one in self._watched):
+            if self._phase == "starting" and all(one.state == "ready" for one in self._watched) and self._serves():
                 if "airflow" not in self._without:
                     airflow.ensure_pools(self._settings)
                 self._publish("ready")
@@ -168,6 +173,12 @@ class Supervisor:
                 # Its children died with it. The keeper starts us again.
                 raise RuntimeError("the deployments' thread ended")
             self._stop.wait(_TICK_S)
+
+    def _serves(self) -> bool:
+        """True when what was deployed before serves again, or does not come up in time."""
+        self._serve_by = self._serve_by or time.monotonic() + _SERVING_S
+        late = self._reconciler is not None and any(one.state != "ready" for one in self._reconciler.processes())
+        return not late or time.monotonic() > self._serve_by
 
     def _rotate(self) -> None:
         if time.monotonic() - self._rotated_at > _ROTATE_S:

@@ -30,6 +30,7 @@ class Optional(StrEnum):
 
     AIRFLOW = "airflow"
     MLFLOW = "mlflow"
+    STEP_HOST = "step-host"
 
 
 def register(app: typer.Typer) -> None:
