@@ -45,7 +45,7 @@ class Chain:
         request = RunRequest(recipe=self.recipe, interval=interval)
         mine = [one for one in reversed(past) if one.request.interval == interval and one.finished("accept")]
         steps = graph.specs(graph.INGEST)
-        fresh = (one for one in mine if first_stale_step(self.settings, steps, one, request) is None)
+        fresh = (one for one in mine if first_stale_step(self.settings, steps, one, request, world=False) is None)
         return next((one for one in fresh if self._planned(interval) == self._planned_by(one)), None)
 
     def _planned(self, interval: str) -> Planned:
@@ -67,4 +67,6 @@ class Chain:
         past = past_runs(storage_of(self.settings), self.train_dag)
         mine = [one for one in reversed(past) if one.finished("deploy") and not one.request.as_of]
         steps = graph.specs(graph.TRAIN)
-        return next((one for one in mine if first_stale_step(self.settings, steps, one, request) is None), None)
+        return next(
+            (one for one in mine if first_stale_step(self.settings, steps, one, request, world=True) is None), None
+        )

@@ -1,7 +1,7 @@
 """Would a finished run do anything new now? Asked without running it.
 
-A run's pure steps are known by their keys: where every key that its steps would have now is the key that its references
-name, nothing that a step depends on (files, recipe, code, versions) has changed.
+A run's steps are known by their keys: where every key that its steps would have now is the key that its references name,
+nothing that a step depends on (recipe, code, versions, what came before) has changed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ def result_of(results: ResultStore, past: PastRun, step: str) -> StoredResult:
     return found
 
 
-def first_stale_step(settings: Settings, specs: Sequence[StepSpec], past: PastRun, request: RunRequest) -> str | None:
-    """The first step that has not run, or would run anew if `past` were asked for `request` now; None: it stands."""
+def first_stale_step(
+    settings: Settings, specs: Sequence[StepSpec], past: PastRun, request: RunRequest, *, world: bool
+) -> str | None:
+    """The first step that has not run, or would run anew if `past` were asked for `request` now; None: it stands.
+
+    Without `world`, steps that read outside state are judged by their recipe sections only: an accepted interval was
+    validated against the head of its time, and need not be again whenever the head moves.
+    """
     storage = storage_of(settings)
     results = ResultStore(storage, settings.home / "cache")
     known: dict[str, tuple[StoredResult, ...]] = {}
@@ -35,9 +41,11 @@ def first_stale_step(settings: Settings, specs: Sequence[StepSpec], past: PastRu
         if not mine or None in stored:
             return spec.name
         upstream = {step: known[step] for step in spec.upstream}
-        if not spec.effect:
+        if spec.world is None or world:
             keys = [result_key(settings, storage, spec, request, upstream, one.shard, past.run) for one in mine]
             if keys != [one.key for one in mine]:
                 return spec.name
+        elif any(getattr(past.request.recipe, name) != getattr(request.recipe, name) for name in spec.sections):
+            return spec.name
         known[spec.name] = tuple(one for one in stored if one is not None)
     return None
