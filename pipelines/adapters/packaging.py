@@ -162,6 +162,7 @@ class BentoArchives:
                 bento_digest=digest,
                 bento_key=f"bentos/{folder_name(model, version, digest)}.tar",
             )
+            self.storage.refresh(build.bento_key)  # gc spares what is in use
             if not self.storage.exists(build.bento_key):
                 self.storage.write_file(build.bento_key, archive)
         return build

@@ -141,9 +141,8 @@ def _encode(head: Head) -> bytes:
 
 
 def names(storage: Storage) -> list[str]:
-    """Datasets that have a head."""
-    keys = (entry.key.split("/") for entry in storage.list("datasets/"))
-    return sorted({key[1] for key in keys if len(key) == 3 and key[2] == "head.json"})
+    """Datasets that something was ever accepted or parked of."""
+    return sorted(storage.folders("datasets/")[0])
 
 
 def park(storage: Storage, name: str, interval: str, *, run: str, reason: str, examples: Sequence[str] = ()) -> None:

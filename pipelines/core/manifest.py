@@ -122,7 +122,7 @@ def is_uri_id(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.starts_with(ids, _URI)
 
 
-def read(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
+def read(path: Path | str | pa.BufferReader, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet table, whole."""
     return pq.read_table(path, columns=list(columns) if columns is not None else None)
 

@@ -26,6 +26,7 @@ def put(storage: Storage, package: ModelPackage) -> None:
     """Store a package; nothing happens where it is there whole."""
     prefix = package_prefix(package.digest)
     if storage.exists(f"{prefix}/{MANIFEST}"):
+        storage.refresh(f"{prefix}/{MANIFEST}")  # gc spares what is in use
         return
     for name in package.files:
         storage.write(f"{prefix}/{name}", package.read(name))

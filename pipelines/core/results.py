@@ -57,6 +57,7 @@ class ResultStore:
             raise IntegrityError(
                 f"{self.storage.locate(prefix)}/result.json: does not match its digest; delete the folder"
             )
+        self.storage.refresh(f"{prefix}/result.json")  # gc spares what is in use
         return StoredResult(
             step=step,
             key=key,

@@ -35,6 +35,7 @@ def snapshot(
     path = out / "manifest.parquet"
     manifest.write(path, composed.table)
     key = datasets.snapshot_key(composed.snapshot_id)
+    storage.refresh(key)
     if not storage.exists(key):
         copy = out / "copy.parquet"
         shutil.copyfile(path, copy)

@@ -20,6 +20,10 @@ class Entry:
     """Seconds since the epoch."""
 
 
+REFRESH_S = 3600.0
+"""An object younger than this needs no refreshing; gc leaves at least a day."""
+
+
 class Storage(Protocol):
     """A flat namespace of objects."""
 
@@ -37,10 +41,13 @@ class Storage(Protocol):
         """Create or replace an object."""
 
     def write_new(self, key: str, data: bytes) -> None:
-        """Create an object whose key names its content; where it is there already, nothing is written.
+        """Create an object whose key names its content; where it is there already, it is only refreshed.
 
         It may be lost in a power failure until `flush`.
         """
+
+    def refresh(self, key: str) -> None:
+        """Count an object as used now, so that gc spares it; for a missing one, and within an hour, nothing is done."""
 
     def flush(self) -> None:
         """Wait until everything written survives a power failure."""

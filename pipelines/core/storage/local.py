@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.core.errors import NotFound, SourceError
-from pipelines.core.storage.interface import Entry
+from pipelines.core.storage.interface import REFRESH_S, Entry
 
 
 class LocalStorage:
@@ -60,6 +62,7 @@ class LocalStorage:
         try:
             # A size that differs is what a power failure leaves of a file that was never flushed.
             if path.stat().st_size == len(data):
+                self._refresh(path)
                 return
         except FileNotFoundError:
             pass
@@ -69,6 +72,19 @@ class LocalStorage:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def refresh(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._refresh(self._path(key))
+
+    def _refresh(self, path: Path) -> None:
+        if time.time() - path.stat().st_mtime > REFRESH_S:
+            os.utime(path)
+
+    def leftovers(self) -> Iterator[Path]:
+        """Half-written files of processes that were killed, and of those that write now."""
+        for folder, names, files in os.walk(self.root):
+            yield from (Path(folder) / name for name in (*names, *files) if name.startswith(".partial-"))
 
     def flush(self) -> None:
         os.sync()

@@ -6,13 +6,14 @@ import builtins
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pipelines.core.errors import NotFound, PlatformError, SourceError
-from pipelines.core.storage.interface import Entry
+from pipelines.core.storage.interface import REFRESH_S, Entry
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -62,6 +63,20 @@ class S3Storage:
         found = self.find(key)
         if found is None or found.size_bytes != len(data):
             self.write(key, data)
+        else:
+            self._refresh(found)
+
+    def refresh(self, key: str) -> None:
+        found = self.find(key)
+        if found is not None:
+            self._refresh(found)
+
+    def _refresh(self, entry: Entry) -> None:
+        if time.time() - entry.modified_at > REFRESH_S:
+            place = {"Bucket": self.bucket, "Key": self.prefix + entry.key}
+            with self._errors(entry.key):
+                # S3 copies an object onto itself only if something changes.
+                self._client.copy_object(**place, CopySource=place, MetadataDirective="REPLACE")
 
     def flush(self) -> None:
         """S3 answers a write only when it is safe."""
