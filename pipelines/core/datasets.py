@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pipelines.core.errors import PlatformError
 from pipelines.core.results import digest_json
@@ -174,9 +174,10 @@ def list_parked(storage: Storage, name: str) -> list[Parked]:
 # --- ingest runs under way: one small object a run, removed at its end, so that asking stays cheap after years ------
 
 
-def touch_activity(storage: Storage, name: str, run: str) -> None:
-    """A sign of life of an ingest run."""
-    table = {"run": run, "at": datetime.now(UTC).isoformat()}
+def touch_activity(storage: Storage, name: str, run: str, *, lasts_s: float = ACTIVE_S) -> None:
+    """A sign of life of an ingest run, or of a command that will start more of them."""
+    at = datetime.now(UTC) - timedelta(seconds=ACTIVE_S - lasts_s)
+    table = {"run": run, "at": at.isoformat()}
     storage.write(_activity_key(name, run), json.dumps(table).encode())
 
 

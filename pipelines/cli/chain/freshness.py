@@ -1,6 +1,6 @@
 """Would a finished run do anything new now? Asked without running it.
 
-A run's steps are known by their keys: where every key that its steps would have now is the key that its references name,
+A run's steps are known by their keys: where every key that they would have now is the one that their references name,
 nothing that a step depends on (recipe, code, versions, what came before) has changed.
 """
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from pipelines.adapters.orchestrator import DagRun, Orchestrator
+from pipelines.cli.chain.announcement import announced
 from pipelines.cli.chain.base import Chain
 from pipelines.cli.chain.follow import POLL_S, Follower
+from pipelines.cli.execute import storage_of
 from pipelines.cli.past_runs import PastRun
 from pipelines.core.datasets import STATIC
 from pipelines.core.errors import DarkroomError
@@ -43,6 +45,11 @@ class AirflowChain(Chain):
     def ingest(self, intervals: Sequence[str]) -> None:
         """Bring every interval of the source into the dataset. Raises what the first failing run failed with."""
         left = self.stale_intervals(intervals)
+        if left:
+            with announced(storage_of(self.settings), self.recipe.name):
+                self._ingest(left)
+
+    def _ingest(self, left: list[str]) -> None:
         while left:
             self._attach(left)
             self._forgive_earlier_runs()
@@ -104,10 +111,12 @@ class AirflowChain(Chain):
     def backfill(self, first: date, last: date) -> list[date]:
         """`darkroom backfill`: run the days without a success, and return them. Raises what the first failure did."""
         days = self.orchestrator.dry_run_backfill(self.ingest_dag, first, last)
-        if days:
-            self._backfill(first, last)
         wanted = {(first + timedelta(days=number)).isoformat() for number in range((last - first).days + 1)}
-        self.follower.follow_all(self.ingest_dag, lambda run: run.interval in wanted, {day.isoformat() for day in days})
+        expected = {day.isoformat() for day in days}
+        with announced(storage_of(self.settings), self.recipe.name):
+            if days:
+                self._backfill(first, last)
+            self.follower.follow_all(self.ingest_dag, lambda run: run.interval in wanted, expected)
         self._raise_failures()
         return days
 
