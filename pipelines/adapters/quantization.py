@@ -14,6 +14,7 @@ from pipelines.core.pixelset import Pixels
 
 _INPUT = "pixels_NHWC"
 _BATCH = 32
+_TEMPERATURE = "temperature_of_int8"
 # The softmax and what normalizes the pixels stay in float: cheap, and int8 would cost accuracy there.
 _OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Mul", "GlobalAveragePool", "MaxPool", "Relu", "Clip", "HardSwish"]
 
@@ -45,19 +46,22 @@ class OnnxQuantizer:
             )
 
     def set_temperature(self, model: Path, temperature: float) -> None:
-        """Replace the divisor of the softmax's input."""
+        """Divide the softmax's input by this temperature instead (a divisor of 1 has been optimized away)."""
         import onnx
 
-        graph = onnx.load(model)
-        producers = {name: node for node in graph.graph.node for name in node.output}
-        divide = producers[producers["probabilities"].input[0]]
-        assert divide.op_type == "Div", divide.op_type
-        divide.input[1] = "temperature_of_this_variant"
-        kept = [one for one in graph.graph.initializer if one.name != divide.input[1]]
-        del graph.graph.initializer[:]
-        graph.graph.initializer.extend(kept)
-        graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array(temperature, np.float32), divide.input[1]))
-        onnx.save(graph, model)
+        opened = onnx.load(model)
+        graph = opened.graph
+        producers = {name: node for node in graph.node for name in node.output}
+        softmax = producers["probabilities"]
+        before = producers[softmax.input[0]]
+        if before.op_type == "Div":
+            softmax.input[0] = before.input[0]
+            graph.node.remove(before)
+        divide = onnx.helper.make_node("Div", [softmax.input[0], _TEMPERATURE], [f"{_TEMPERATURE}/quotient"])
+        graph.node.insert(list(graph.node).index(softmax), divide)
+        softmax.input[0] = divide.output[0]
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(temperature, np.float32), _TEMPERATURE))
+        onnx.save(opened, model)
 
 
 def _float_nodes(model: Any) -> list[str]:

@@ -6,7 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from pipelines.core.errors import UserError
@@ -81,6 +80,8 @@ def _small(widths: tuple[int, ...] = (32, 64, 128)) -> tuple[nn.Module, int]:
 
 def _torchvision(name: str) -> tuple[nn.Module, int]:
     """torchvision's network without its last layer, and the number of features that reach it."""
+    import torchvision  # half a second that the small net need not pay for
+
     body: nn.Module = torchvision.models.get_model(name, weights=None)
     head_name = "fc" if hasattr(body, "fc") else "classifier"
     head: nn.Module = getattr(body, head_name)

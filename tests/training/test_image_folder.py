@@ -1,0 +1,70 @@
+"""Training by hand on a folder of class folders: the command where there is torch and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from striped_images import CLASS_NAMES, SIDE, striped
+
+from pipelines.core.errors import SourceError
+from pipelines.core.preprocessing import preprocess, spec_of
+from pipelines.core.recipe import from_dict
+from pipelines.training import image_folder
+from pipelines.training.__main__ import main
+
+RECIPE = from_dict({"name": "stripes", "preprocessing": {"height": SIDE, "width": SIDE}})
+
+
+def _fill(folder: Path, num_images: int, first_seed: int = 0) -> Path:
+    for number in range(num_images):
+        path = folder / CLASS_NAMES[number % 3] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(striped(number % 3, first_seed + number))
+    return folder
+
+
+def test_hashes_split_a_plain_folder_the_same_way_every_time(tmp_path: Path) -> None:
+    _fill(tmp_path / "data", 90)
+    first, second = image_folder.read(tmp_path / "data", RECIPE), image_folder.read(tmp_path / "data", RECIPE)
+    assert first.class_names == CLASS_NAMES
+    assert {name: split.ids for name, split in first.splits.items()} == {
+        name: split.ids for name, split in second.splits.items()
+    }
+    assert 3 <= len(first.splits["val"]) <= 30
+    assert len(first.splits["train"]) + len(first.splits["val"]) == 90
+
+
+def test_pixels_are_those_of_serving(tmp_path: Path) -> None:
+    _fill(tmp_path / "data" / "train", 6)
+    _fill(tmp_path / "data" / "val", 3, first_seed=100)
+    _fill(tmp_path / "data" / "test", 3, first_seed=200)
+    data = image_folder.read(tmp_path / "data", RECIPE)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "val": 3}
+    served = preprocess((tmp_path / "data" / "val" / "across" / "000.png").read_bytes(), spec_of(RECIPE.preprocessing))
+    assert (data.splits["val"].pixels[0] == served).all()
+
+
+def test_a_file_that_is_no_image_and_a_folder_without_classes_are_named(tmp_path: Path) -> None:
+    _fill(tmp_path / "data", 6)
+    (tmp_path / "data" / "along" / "notes.txt").write_text("hello")
+    with pytest.raises(SourceError, match=r"notes\.txt"):
+        image_folder.read(tmp_path / "data", RECIPE)
+    with pytest.raises(SourceError, match="named by their class"):
+        image_folder.read(tmp_path / "nothing", RECIPE)
+
+
+def test_the_command_writes_weights_and_says_how_good_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fill(tmp_path / "data", 60)
+    (tmp_path / "stripes.toml").write_text(
+        f"[preprocessing]\nheight = {SIDE}\nwidth = {SIDE}\n[training]\nepochs = 1\nthreads = 1\ndevice = 'cpu'\n"
+    )
+    arguments = ["--recipe", str(tmp_path / "stripes.toml"), "--out", str(tmp_path / "out"), "--data"]
+    assert main([*arguments, str(tmp_path / "data")]) == 0
+    assert json.loads(capsys.readouterr().out)["epochs_run"] == 1
+    assert (tmp_path / "out" / "weights.pt").is_file()
+    assert main([*arguments, str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
