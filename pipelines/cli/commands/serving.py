@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,10 +121,19 @@ def deployments(
         }
         typer.echo(json.dumps(table, indent=1, default=str))
     elif history:
-        rows = [[str(one.seq), one.at[:19], one.model, one.event, json.dumps(dict(one.detail))] for one in events]
+        rows = [[str(one.seq), one.at[:19], one.model, one.event, _short(one.detail)] for one in events]
         _table(f"{num_rows} rows, every hash verified", ["row", "at (UTC)", "model", "event", "detail"], rows)
     else:
         _table("", ["id", "model", "version", "kind", "state", "asked (UTC)", "reason"], [_row(one) for one in found])
+
+
+def _short(detail: Mapping[str, Any]) -> str:
+    """What a person looks for; --json has all of it."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {str(value)[:12] if key.endswith('_digest') else value}"
+        for key, value in detail.items()
+        if key not in ("model", "kind", "bento_key")
+    )
 
 
 def _row(one: Deployment) -> list[str]:

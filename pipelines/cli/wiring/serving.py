@@ -30,17 +30,13 @@ def spec_of(rollout: Rollout) -> ServingSpec:
 
 def _build_bento(ctx: StepContext) -> Built:
     from pipelines.adapters import packaging
-    from pipelines.core import model_package
+    from pipelines.core import package_store
     from pipelines.steps.build_bento import build_bento
 
+    # Not this run's own: equal work of an earlier run may be the version that is registered.
     registered = ctx.value("register", Registered)
-    package = ctx.one("evaluate").folder / "package"
-    if model_package.load(package, verify=False).digest != registered.package_digest:
-        # Equal work of an earlier run is registered already: its package is the version's.
-        from pipelines.adapters.tracking import MlflowRegistry
-
-        package = MlflowRegistry(ctx.settings).package(registered.model, registered.version).folder
-    return build_bento(package, registered, packaging.build_bento, ctx.out)
+    package = package_store.get(ctx.storage, registered.package_digest, ctx.settings.home / "cache", verify=False)
+    return build_bento(package.folder, registered, packaging.build_bento, ctx.out)
 
 
 def _deploy(ctx: StepContext) -> Deployed:
@@ -66,7 +62,7 @@ SPECS: tuple[StepSpec, ...] = (
         name="build_bento",
         wire=_build_bento,
         roots=("pipelines.steps.build_bento", "pipelines.adapters.packaging", *_SERVED),
-        upstream=("evaluate", "register", "gate"),
+        upstream=("register", "gate"),
     ),
     StepSpec(
         name="deploy",
