@@ -24,7 +24,7 @@ def read(folder: Path, recipe: Recipe) -> PixelSet:
     below = sorted(one for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
     has_splits = bool(below) and all(one.name in {*_SPLITS, "test"} for one in below)
     roots = {_SPLITS[one.name]: one for one in below if one.name in _SPLITS} if has_splits else {"": folder}
-    class_names = sorted({one.name for root in roots.values() for one in root.iterdir() if one.is_dir()})
+    class_names = sorted({one.name for root in roots.values() for one in root.glob("*/")})
     if len(class_names) < 2:
         raise SourceError(f"{folder}: expected pixelset.json, or at least two folders of images named by their class")
     rows: dict[str, list[tuple[np.ndarray, int, str]]] = {"train": [], "val": []}
