@@ -107,11 +107,13 @@ class Orchestrator:
 
     def ensure_pool(self, name: str, slots: int, description: str) -> None:
         """A pool with that many slots, made or changed where needed."""
+        rest = {"slots": slots, "description": description, "include_deferred": False}
         try:
             if self._get(f"/pools/{_part(name)}")["slots"] != slots:
-                self._send("PATCH", f"/pools/{_part(name)}?update_mask=slots", {"slots": slots})
+                # Also with an update mask Airflow wants the whole pool.
+                self._send("PATCH", f"/pools/{_part(name)}", {"pool": name, **rest})
         except NotFound:
-            self._send("POST", "/pools", {"name": name, "slots": slots, "description": description})
+            self._send("POST", "/pools", {"name": name, **rest})
 
     # --- runs ------------------------------------------------------------------------------------------------------
 
