@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -149,14 +149,27 @@ class FeastOnlineStore:
     def loading(self, view: str, num_rows: int, dim: int | None) -> Iterator[FeastWriter]:  # noqa: ARG002 (Redis builds nothing)
         yield FeastWriter(self._repository.open(), view)
 
-    def remove(self, view: str, image_ids: Sequence[str], until: datetime) -> None:  # noqa: ARG002
-        """Drop images from Redis, where all views of an image share one key."""
+    def remove(self, view: str, image_ids: Sequence[str], until: datetime) -> None:
+        """Drop a view's values of images whose stored event time is not after `until`.
+
+        Feast has no such call; an image is a Redis hash whose fields are its features and one time for each view.
+        """
         store = self._repository.open()
-        provider = store._get_provider()
-        client = provider.online_store._get_client(store.config.online_store)
-        project = store.project.encode()
-        for start in range(0, len(image_ids), 10_000):
-            client.delete(*(entity_key(image_id) + project for image_id in image_ids[start : start + 10_000]))
+        from feast.infra.online_stores.helpers import _mmh3
+        from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
+
+        client = store._get_provider().online_store._get_client(store.config.online_store)
+        time_field = f"_ts:{view}"
+        fields = [time_field, *(_mmh3(f"{view}:{one.name}") for one in store.get_feature_view(view).features)]
+        keys = [entity_key(image_id) + store.project.encode() for image_id in image_ids]
+        for start in range(0, len(keys), 5000):
+            with client.pipeline(transaction=False) as asked, client.pipeline(transaction=False) as dropped:
+                for key in keys[start : start + 5000]:
+                    asked.hget(key, time_field)
+                for key, found in zip(keys[start : start + 5000], asked.execute(), strict=True):
+                    if found and Timestamp.FromString(found).ToDatetime(UTC) <= until:
+                        dropped.hdel(key, *fields)
+                dropped.execute()
 
 
 class FeastWriter:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.adapters.features import FeatureRepository, import_feast
+from pipelines.adapters.features import FeastOnlineStore, FeatureRepository, import_feast
 from pipelines.adapters.online_store import OnlineStore
 from pipelines.core.errors import NotFound
 from pipelines.core.features import HOG_COLOR, STATISTICS, STATISTICS_VIEW, partition_key
 from pipelines.core.storage import Storage, open_storage
+from pipelines.local.ports import free_port
 from pipelines.settings import Settings
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -221,6 +224,36 @@ def test_features_are_as_they_were_known_at_the_event(
     put(storage, repository.recipe, STATISTICS_VIEW, "2024-01-02", again, tmp_path)
     days[1] = again
     assert known(2) == {**of(1), **of(2)}, "an interval that is computed again replaces its part"
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("no redis-server on this machine")
+    port = free_port()
+    process = subprocess.Popen([server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path])
+    try:
+        yield f"127.0.0.1:{port},db=0"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_redis_can_be_the_online_store(repository: FeatureRepository, redis: str) -> None:
+    repository = replace(repository, redis_url=redis)
+    repository.ensure(HOG_COLOR)
+    images = ids(6)
+    online = FeastOnlineStore(repository)
+    for view, rows in ((STATISTICS_VIEW, statistics(images, 3)), (HOG_COLOR.name, vectors(images, 3)[0])):
+        with online.loading(view, len(images), None) as writer:
+            writer.write(rows)
+    online.remove(STATISTICS_VIEW, images[:2], DAY + timedelta(days=3))
+    online.remove(STATISTICS_VIEW, images[2:4], DAY + timedelta(days=4))
+    features = [f"{STATISTICS_VIEW}:size_px", f"{HOG_COLOR.name}:embedding"]
+    read = repository.open().get_online_features(features, [{"image_id": image} for image in images]).to_dict()
+    assert [value is None for value in read["size_px"]] == [False, False, True, True, False, False]
+    assert all(len(value) == HOG_COLOR.dim for value in read["embedding"])
 
 
 def test_a_process_that_needs_torch_still_gets_it() -> None:
