@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,6 @@ import torch
 from pipelines.core.errors import SourceError
 from pipelines.core.pixelset import PixelSet
 from pipelines.core.recipe import Recipe, digest_of
-from pipelines.core.results import digest_json
 from pipelines.training import devices, networks
 from pipelines.training.engine import Fit
 from pipelines.training.observers import HistoryFile, Observer, best_epoch
@@ -72,4 +73,5 @@ def _fingerprint(data: PixelSet, recipe: Recipe) -> str:
         name: [list(split.ids), split.labels.tolist(), split.weights.tolist()] for name, split in data.splits.items()
     }
     sections = [digest_of(recipe.model), digest_of(recipe.training)]
-    return digest_json([sections, list(data.class_names), dict(data.preprocessing), splits, torch.__version__])
+    parts = [sections, list(data.class_names), dict(data.preprocessing), splits, torch.__version__]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ def striped(label: int, seed: int) -> bytes:
 def write_training_set(folder: Path, counts: dict[str, int]) -> tuple[LocalStorage, Path]:
     """Blobs in a storage below `folder`, and the training set (images of each split in `counts`) that names them."""
     storage = LocalStorage(folder / "store")
-    rows = []
+    rows: list[dict[str, Any]] = []
     seeds = iter(range(1_000_000))
     for split, count in counts.items():
         for number in range(count):
