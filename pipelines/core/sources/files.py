@@ -75,7 +75,7 @@ class Reader:
             if archive is not None:
                 return self._zip(archive).read(uri[len(archive) + 2 :])
             if "://" in uri:
-                return self._object(uri)
+                return self._object(uri, size_bytes)
             return _file(uri)
         except (FileNotFoundError, NotADirectoryError, NotFound) as error:
             raise ImageError("missing_file", "there is no such file") from error
@@ -93,14 +93,15 @@ class Reader:
             self._zips[archive] = zipfile.ZipFile(plain_archive(archive, self._cache, self._endpoint_url))
         return self._zips[archive]
 
-    def _object(self, uri: str) -> bytes:
+    def _object(self, uri: str, size_bytes: int | None) -> bytes:
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         if bucket not in self._buckets:
             self._buckets[bucket] = open_storage(f"s3://{bucket}", endpoint_url=self._endpoint_url)
         storage = self._buckets[bucket]
-        entry = storage.find(key)
-        if entry is not None and entry.size_bytes > MAX_BYTES:
-            raise ImageError("too_many_bytes", f"{entry.size_bytes:,} bytes; at most {MAX_BYTES:,}")
+        if size_bytes is None:  # tables do not say it
+            entry = storage.find(key)
+            if entry is not None and entry.size_bytes > MAX_BYTES:
+                raise ImageError("too_many_bytes", f"{entry.size_bytes:,} bytes; at most {MAX_BYTES:,}")
         return storage.read(key)
 
 

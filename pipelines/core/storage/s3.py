@@ -60,6 +60,8 @@ class S3Storage:
             self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data)
 
     def write_new(self, key: str, data: bytes) -> None:
+        if self.compare_and_swap(key, None, data):
+            return
         found = self.find(key)
         if found is None or found.size_bytes != len(data):
             self.write(key, data)
