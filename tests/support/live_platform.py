@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.datasets import read_head
+from pipelines.core.model_package import load as load_package
 from pipelines.core.processes import is_zombie, marked
 from pipelines.core.runs import Reference, RunFolder, RunId
 from pipelines.core.storage import LocalStorage
@@ -118,12 +119,12 @@ class LivePlatform:
 
     def end_state(self, summary: dict[str, Any]) -> dict[str, Any]:
         """What two runs must agree on, whatever happened on the way."""
-        package = self.home / "store" / "packages" / summary["package_digest"]
+        package = load_package(self.home / "store" / "packages" / summary["package_digest"])
         head = read_head(self.storage, "digits")
         return {
             "snapshot": summary["snapshot_id"],
             "intervals": {interval: entry.manifest for interval, entry in head.intervals.items()},
-            "model": hashlib.sha256((package / "model.onnx").read_bytes()).hexdigest(),
+            "package": package.content_digest,
             "accuracy": summary["accuracy"],
             "held_out": [(one["label"], one["predicted"]) for one in summary["held_out"]],
             "versions": [(one["version"], one["aliases"]) for one in self.json("models")],
