@@ -77,6 +77,14 @@ class FeatureRepository:
         table = _filled(yaml.safe_load(self.configuration.read_text()), self.variables())
         return FeatureStore(config=RepoConfig(**table, repo_path=REPOSITORY))
 
+    def command(self, arguments: Sequence[str]) -> None:
+        """Feast's own command on this store; its variables must be in the environment. Ends the process."""
+        import_feast()
+        from feast.cli.cli import cli
+
+        where = ["--feature-store-yaml", str(self.configuration), "--chdir", str(REPOSITORY)]
+        cli([*where, *arguments], prog_name="feast")
+
     def ensure(self, embedding: EmbeddingView) -> bool:
         """Apply the definitions if they changed since the last time. Returns whether they had."""
         digest = self._definitions_digest(embedding)

@@ -135,14 +135,11 @@ def feast(
     [dim]darkroom feast digits feature-views list[/dim]
     """
     import os
-    import sys
 
     from pipelines import settings as settings_module
     from pipelines.cli.feature_stores import open_repository
 
     settings = settings_module.load()
     repository = open_repository(settings, _recipe(settings, name).name)
-    environment = {**os.environ, **repository.variables(), "DARKROOM_DEFAULT_MODEL": name}
-    command = [str(Path(sys.executable).with_name("feast")), "--feature-store-yaml", str(repository.configuration)]
-    command += ["--chdir", str(repository.configuration.parent), *context.args]
-    os.execve(command[0], command, environment)  # noqa: S606
+    os.environ.update(repository.variables(), DARKROOM_DEFAULT_MODEL=name)
+    repository.command(context.args)
