@@ -9,6 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -209,6 +210,7 @@ class _Errors:
         return False
 
 
+@cache  # making one takes 0.2 s
 def _client(endpoint_url: str | None) -> Any:  # boto3 makes its client classes at run time
     import boto3
     from botocore.config import Config
