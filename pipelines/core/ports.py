@@ -172,6 +172,9 @@ class Deployments(Protocol):
     def wait(self, deployment_id: int, timeout_s: float) -> Deployment:
         """The deployment once it is live, retired or failed. Raises PlatformError where nobody brings it up."""
 
+    def confirm(self, build: Build, timeout_s: float) -> None:
+        """See clients get this build's answers. Raises PlatformError where they do not: a row alone serves nobody."""
+
     def current(self, model: str) -> Deployment | None:
         """The deployment that serves."""
 

@@ -26,6 +26,7 @@ def serve(
     found = deployments.wait(asked.id, spec.ready_timeout_s + MARGIN_S)
     if found.state != "live":
         raise DeploymentFailed(_explain(found, deployments.current(build.model)))
+    deployments.confirm(build, spec.ready_timeout_s)
     registry.promote(build.model, build.version)
     return Deployed(
         deployment_id=found.id,

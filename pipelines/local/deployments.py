@@ -12,8 +12,6 @@ drain and stop the old one. Whatever fails before the record is taken back, and 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import shutil
 import sys
 import threading
@@ -24,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipelines.adapters import database
-from pipelines.adapters.gateway import Gateway, View
+from pipelines.adapters.gateway import Gateway, View, answers
 from pipelines.adapters.packaging import BentoArchives, folder_name
 from pipelines.core.deployments import Build, Deployment, Desired
 from pipelines.core.errors import DarkroomError, DeploymentFailed, PlatformError
@@ -206,23 +204,12 @@ class Reconciler:
             fleet.keep = True
             self._routes[fleet.model] = fleet.deployment.id
         self._publish()
-        self._wait(fleet, lambda: self._answers(fleet), GATEWAY_S, "it does not answer through the gateway")
-
-    def _answers(self, fleet: Fleet) -> bool:
-        """True where the gateway answers for the model with this fleet's version."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._settings.gateway_port, timeout=5)
-        try:
-            connection.request("GET", f"/v1/models/{fleet.model}")
-            response = connection.getresponse()
-            body = response.read()
-            build = fleet.deployment.build
-            expected = (build.package_digest, str(build.version))
-            found = json.loads(body) if response.status == 200 else {}
-            return (found.get("package_digest"), found.get("model_version")) == expected
-        except (OSError, http.client.HTTPException, ValueError):
-            return False
-        finally:
-            connection.close()
+        self._wait(
+            fleet,
+            lambda: answers(self._settings, fleet.deployment.build),
+            GATEWAY_S,
+            "it does not answer through the gateway",
+        )
 
     def _take_back(self, deployment: Deployment, before: int | None, error: Exception) -> None:
         """Undo a rollout, and say why. What served before still serves."""

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from serving_platform import in_own_schema
+from serving_platform import VARIABLE, in_own_schema
 
 from pipelines.adapters import database
-from pipelines.adapters.database import DatabaseDeployments
+from pipelines.cli.requests import DeploymentRequests
 from pipelines.core.deployments import Build, Deployment, ServingSpec
 from pipelines.core.errors import DeploymentFailed, UserError
 from pipelines.core.ports import ModelVersion
@@ -31,6 +31,23 @@ class Champions:
     def promote(self, model: str, version: int) -> ModelVersion:
         self.promoted.append((model, version))
         return None  # type: ignore[return-value]
+
+
+class Requests(DeploymentRequests):
+    """Without a gateway: that clients get the answers is played too."""
+
+    confirmed: list[Build]
+
+    def confirm(self, build: Build, timeout_s: float) -> None:
+        self.confirmed.append(build)
+
+
+@pytest.fixture
+def requests(url: str, postgres_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Requests:
+    monkeypatch.setenv(VARIABLE, url)
+    made = Requests(postgres_settings)
+    made.confirmed = []
+    return made
 
 
 @pytest.fixture
@@ -64,11 +81,11 @@ def build(version: int) -> Build:
     return Build(model="digits", version=version, package_digest=digest, bento_digest=digest, bento_key=f"b{version}")
 
 
-def bring_up(url: str, registry: Champions, version: int) -> Deployed:
-    return serve(build(version), ServingSpec(), DatabaseDeployments(url), registry, gateway_url=GATEWAY, kind="promote")  # type: ignore[arg-type]
+def bring_up(requests: Requests, registry: Champions, version: int) -> Deployed:
+    return serve(build(version), ServingSpec(), requests, registry, gateway_url=GATEWAY, kind="promote")  # type: ignore[arg-type]
 
 
-def test_the_champion_moves_after_the_traffic(url: str) -> None:
+def test_the_champion_moves_after_the_traffic(url: str, requests: Requests) -> None:
     registry = Champions()
 
     def live(deployment: Deployment) -> None:
@@ -76,31 +93,32 @@ def test_the_champion_moves_after_the_traffic(url: str) -> None:
         database.mark_live(url, deployment)
 
     with reconciled(url, live):
-        deployed = bring_up(url, registry, 4)
+        deployed = bring_up(requests, registry, 4)
     assert registry.promoted == [("digits", 4)]
+    assert requests.confirmed == [build(4)]
     assert (deployed.version, deployed.url) == (4, f"{GATEWAY}/v1/models/digits/classify")
 
 
-def test_a_failure_says_why_and_what_still_serves(url: str) -> None:
+def test_a_failure_says_why_and_what_still_serves(url: str, requests: Requests) -> None:
     registry = Champions()
     with reconciled(url, lambda one: database.mark_live(url, one)):
-        bring_up(url, registry, 1)
+        bring_up(requests, registry, 1)
     with (
         reconciled(url, lambda one: database.mark_failed(url, one, "golden image 007.png is wrong")),
         pytest.raises(DeploymentFailed, match=r"version 2 .*golden image 007.png is wrong; version 1 still serves"),
     ):
-        bring_up(url, registry, 2)
+        bring_up(requests, registry, 2)
     assert registry.promoted == [("digits", 1)]
 
 
-def test_rolling_back_brings_up_the_very_build_again(url: str) -> None:
+def test_rolling_back_brings_up_the_very_build_again(url: str, requests: Requests) -> None:
     registry = Champions()
     with reconciled(url, lambda one: database.mark_live(url, one)):
         with pytest.raises(UserError, match="no earlier deployment"):
-            roll_back("digits", DatabaseDeployments(url), registry, gateway_url=GATEWAY)  # type: ignore[arg-type]
+            roll_back("digits", requests, registry, gateway_url=GATEWAY)  # type: ignore[arg-type]
         for version in (1, 2):
-            bring_up(url, registry, version)
-        back = roll_back("digits", DatabaseDeployments(url), registry, gateway_url=GATEWAY)  # type: ignore[arg-type]
+            bring_up(requests, registry, version)
+        back = roll_back("digits", requests, registry, gateway_url=GATEWAY)  # type: ignore[arg-type]
     assert back.version == 1
     current = database.current(url, "digits")
     assert current is not None

@@ -28,10 +28,14 @@ from serving_platform import (
 
 from pipelines import settings as settings_module
 from pipelines.adapters import database
+from pipelines.adapters.gateway import wait_until_answers
 from pipelines.core.deployments import Build
+from pipelines.core.errors import PlatformError
 from pipelines.local.deployments import Reconciler
 from pipelines.local.ports import free_port
 from pipelines.settings import Settings
+
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +185,9 @@ def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(
     killed.wait()
     with serving(own):
         assert database.wait_for(url, asked.id, 60).state == "live"
+        wait_until_answers(own, builds[2], 5)
+        with pytest.raises(PlatformError, match="has not answered with it"):
+            wait_until_answers(own, builds[1], 0.2)
         assert ask(own.gateway_port, "/v1/models/colours")[1]["model_version"] == "2"
         # And rollback proves the first one again.
         before = database.previous(url, "colours")

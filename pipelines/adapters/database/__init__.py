@@ -5,7 +5,6 @@ Every function opens what it needs from a URL and leaves nothing open.
 
 from pipelines.adapters.database.connection import connect, migrate
 from pipelines.adapters.database.deployments import (
-    DatabaseDeployments,
     current,
     deployments,
     desired_state,
@@ -20,7 +19,6 @@ from pipelines.adapters.database.deployments import (
 from pipelines.adapters.database.history import Event, history, record, verify_history
 
 __all__ = [
-    "DatabaseDeployments",
     "Event",
     "connect",
     "current",

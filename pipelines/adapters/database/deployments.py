@@ -16,27 +16,6 @@ if TYPE_CHECKING:
     import psycopg
 
 
-class DatabaseDeployments:
-    """Fulfils `core.ports.Deployments`."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def request(
-        self, build: Build, spec: ServingSpec, *, kind: str = "deploy", origin: int | None = None
-    ) -> Deployment:
-        return request_deployment(self.url, build, spec, kind=kind, origin=origin)
-
-    def wait(self, deployment_id: int, timeout_s: float) -> Deployment:
-        return wait_for(self.url, deployment_id, timeout_s)
-
-    def current(self, model: str) -> Deployment | None:
-        return current(self.url, model)
-
-    def previous(self, model: str) -> Deployment | None:
-        return previous(self.url, model)
-
-
 def request_deployment(
     url: str, build: Build, spec: ServingSpec, *, kind: str = "deploy", origin: int | None = None
 ) -> Deployment:

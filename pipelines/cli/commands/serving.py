@@ -44,10 +44,10 @@ def promote(
     Its bento is built with the serving code as it is now, started beside what serves, and proved on the golden set;
     only then does traffic move. A version that fails changes nothing (exit code 1). `darkroom models` lists versions.
     """
-    from pipelines.adapters.database import DatabaseDeployments
     from pipelines.adapters.packaging import BentoArchives, build_bento
     from pipelines.adapters.tracking import MlflowRegistry
     from pipelines.cli.execute import storage_of
+    from pipelines.cli.requests import DeploymentRequests
     from pipelines.cli.wiring.serving import spec_of
     from pipelines.core.rollouts import serve
 
@@ -67,7 +67,7 @@ def promote(
     deployed = serve(
         build,
         spec_of(_rollout(settings, chosen.model)),
-        DatabaseDeployments(settings.database_url("darkroom")),
+        DeploymentRequests(settings),
         registry,
         gateway_url=settings.gateway_url,
         kind="promote",
@@ -81,15 +81,15 @@ def rollback(model: Model = "", as_json: AsJson = False) -> None:
     The very build that served then serves again, so nothing is built. Rolling back twice goes back twice; `darkroom
     promote VERSION` goes anywhere.
     """
-    from pipelines.adapters.database import DatabaseDeployments
     from pipelines.adapters.tracking import MlflowRegistry
+    from pipelines.cli.requests import DeploymentRequests
     from pipelines.core.rollouts import roll_back
 
     began = time.monotonic()
     settings = settings_module.load()
     deployed = roll_back(
         model or settings.default_model,
-        DatabaseDeployments(settings.database_url("darkroom")),
+        DeploymentRequests(settings),
         MlflowRegistry(settings),
         gateway_url=settings.gateway_url,
     )

@@ -40,9 +40,9 @@ def _build_bento(ctx: StepContext) -> Built:
 
 
 def _deploy(ctx: StepContext) -> Deployed:
-    from pipelines.adapters.database import DatabaseDeployments
     from pipelines.adapters.packaging import BentoArchives
     from pipelines.adapters.tracking import MlflowRegistry
+    from pipelines.cli.requests import DeploymentRequests
     from pipelines.steps.deploy import deploy
 
     settings = ctx.settings
@@ -51,7 +51,7 @@ def _deploy(ctx: StepContext) -> Deployed:
         ctx.value("build_bento", Built),
         spec_of(ctx.recipe.rollout),
         BentoArchives(ctx.storage, settings.home / "cache"),
-        DatabaseDeployments(settings.database_url("darkroom")),
+        DeploymentRequests(settings),
         MlflowRegistry(settings),
         gateway_url=settings.gateway_url,
     )
