@@ -48,6 +48,8 @@ def environment(settings: Settings) -> dict[str, str]:
         # Processes that change their title would overwrite the mark in /proc (setproctitle's own switch).
         "SPT_NOENV": "1",
         "PYTHONUNBUFFERED": "1",
+        # Where it is set every step would compile our modules again: imports two to three times slower.
+        "PYTHONDONTWRITEBYTECODE": "",
         # 0.7 s instead of 6-12 s for the same work on contended cores.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

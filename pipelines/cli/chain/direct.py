@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pipelines.cli.past_runs import PastRun
 from pipelines.core.command import Command
 from pipelines.core.errors import DarkroomError, GateRejected, UserError
 from pipelines.core.runs import RunId
+from pipelines.local.process import environment
 from pipelines.settings import REPOSITORY
 
 _TAIL_LINES = 15
@@ -70,11 +70,7 @@ class DirectChain(Chain):
             command = Command(
                 ["step", name, "--run", str(run), "--outcome", str(outcome), *arguments],
                 cwd=REPOSITORY,
-                environment={
-                    **os.environ,
-                    "DARKROOM_HOME": str(self.settings.home),
-                    TASK_MARK: task_mark(run, name, shard),
-                },
+                environment={**environment(self.settings), TASK_MARK: task_mark(run, name, shard)},
                 host=self.settings.home / "run",
             )
             code = command.run(heard)

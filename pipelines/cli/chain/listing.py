@@ -26,13 +26,17 @@ def list_runs(settings: Settings, recipe: str | None, limit: int) -> list[dict[s
 
 def _row(past: PastRun, steps: Sequence[str]) -> dict[str, Any]:
     done = [step for step in steps if past.finished(step)]
+    idle = any(one.facts.get("nothing_to_do") for one in past.references)
     return {
         "run": str(past.run),
+        "dag_id": past.run.dag_id,
+        "run_id": past.run.run_id,
         "recipe": past.request.recipe.name,
         "interval": past.request.interval,
         "as_of": past.request.as_of,
+        "kind": past.run.run_id.partition("__")[0].replace("_", " "),
         "last_step": done[-1] if done else "",
-        "complete": len(done) == len(steps),
+        "state": "nothing to do" if idle else "complete" if len(done) == len(steps) else "incomplete",
         "ended_at": past.ended_at,
         "seconds": round(sum(one.process_s for one in past.references), 2),
         "reused": sum(one.reused for one in past.references),
@@ -45,15 +49,16 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if not rows:
+        Console().print("no runs yet; `darkroom run` makes the first")
+        return
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "interval", "last step", "ended (UTC)"):
-        table.add_column(column, overflow="fold")
+    for column in ("dag", "for", "started by", "last step", "state", "ended (UTC)"):
+        table.add_column(column)
     for column in ("steps", "reused", "seconds"):
         table.add_column(column, justify="right")
     for row in rows:
-        last = row["last_step"] if row["complete"] else f"{row['last_step']} (incomplete)"
+        words = (row["dag_id"], row["interval"] or row["as_of"], row["kind"], row["last_step"], row["state"])
         numbers = (str(row["steps"]), str(row["reused"]), f"{row['seconds']:.1f}")
-        table.add_row(
-            row["run"], row["interval"] or row["as_of"], last, row["ended_at"][:19].replace("T", " "), *numbers
-        )
-    Console().print(table if rows else "no runs yet; `darkroom run` makes the first")
+        table.add_row(*words, row["ended_at"][:19].replace("T", " "), *numbers)
+    Console().print(table)

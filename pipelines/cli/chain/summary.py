@@ -72,7 +72,7 @@ def places(settings: Settings, name: str, *, with_airflow: bool) -> dict[str, st
         found["airflow_user"] = "admin"
         found["airflow_password_file"] = str(settings.secrets / "airflow-admin")
     found["mlflow"] = f"http://127.0.0.1:{settings.port('mlflow')}"
-    found["data_docs"] = f"{settings.store_uri.rstrip('/')}/docs/{name}"
+    found["data_docs"] = f"{settings.store_uri.rstrip('/')}/docs/{name}/index.html"
     return found
 
 

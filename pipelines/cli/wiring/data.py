@@ -92,7 +92,10 @@ def _settle(ctx: StepContext) -> Settled:
     if settled.wait_s > 0 or not ctx.run.run_id.startswith(ASSET_TRIGGERED):
         return settled
     moved_at = datasets.read_head(ctx.storage, ctx.recipe.name).moved_at
-    return replace(settled, trained_by=trained_by(ctx.storage, ctx.run, ctx.request, moved_at))
+    before = trained_by(ctx.storage, ctx.run, ctx.request, moved_at)
+    if before:
+        ctx.facts["nothing_to_do"] = True
+    return replace(settled, trained_by=before)
 
 
 _heads: dict[str, Head] = {}
