@@ -61,4 +61,5 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         words = (row["dag_id"], row["interval"] or row["as_of"], row["kind"], row["last_step"], row["state"])
         numbers = (str(row["steps"]), str(row["reused"]), f"{row['seconds']:.1f}")
         table.add_row(*words, row["ended_at"][:19].replace("T", " "), *numbers)
-    Console().print(table)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 120, soft_wrap=not console.is_terminal)
