@@ -11,15 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import worker_functions
+from worker_functions import start
 
 from pipelines.core import workers as module
 from pipelines.core.errors import PlatformError
 from pipelines.core.processes import is_zombie
 from pipelines.core.workers import Workers
-
-# Workers find these functions by importing this file under its own name.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.worker_functions import start
 
 
 def crashed(item: int) -> int:
@@ -55,8 +53,8 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys, os\n"
-        f"sys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
-        "from support.worker_functions import start\n"
+        f"sys.path[:0] = [{str(Path(worker_functions.__file__).parent)!r}]\n"
+        "from worker_functions import start\n"
         "from pipelines.core.workers import Workers\n"
         "if __name__ == '__main__':\n"
         f"    list(Workers(start, ({str(tmp_path)!r},), None, 2).map([['pid'], ['pid']]))\n"
