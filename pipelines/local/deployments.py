@@ -66,6 +66,8 @@ class Reconciler:
         self._ended: dict[str, int] = {}
         """Rollouts that ended, by model: what was read before one ended is stale."""
         self._threads: dict[str, threading.Thread] = {}
+        self._watch = database.Watch(lambda: settings.database_url("darkroom"))
+        self._written: View | None = None
         self._known = False
         """The database has answered once; until then Envoy's files stay as the last platform left them."""
         self._read_at = self._judged_at = 0.0
@@ -81,6 +83,7 @@ class Reconciler:
             while not stop.wait(TICK_S):
                 self._guard("reconciler", self._tick)
         finally:
+            self._watch.close()
             self._end()
 
     def processes(self) -> tuple[ProcessStatus, ...]:
@@ -104,7 +107,7 @@ class Reconciler:
         self._read_at = time.monotonic()
         with self._lock:
             before = dict(self._ended)
-        found = database.desired_state(self._settings.database_url("darkroom"))
+        found = self._watch.read()
         with self._lock:
             current = [one for one in found if self._ended.get(one.model) == before.get(one.model)]
             self._desired = {one.model: one for one in current}
@@ -144,7 +147,10 @@ class Reconciler:
                     clusters={fleet.cluster: fleet.ports() for fleet in fleets.values()},
                     routes={model: {fleets[id_].cluster: 100} for model, id_ in self._routes.items() if id_ in fleets},
                 )
-            self._gateway.apply(view, confirm=confirm)
+            if confirm or view != self._written:
+                self._written = None
+                self._gateway.apply(view, confirm=confirm)
+                self._written = view
 
     def _end(self) -> None:
         """No file of the gateway changes: after the next start they hold until the processes are back."""
@@ -163,8 +169,10 @@ class Reconciler:
         before = self._routes.get(model)
         began = time.monotonic()
         try:
-            database.mark_starting(self._url, deployment.id)
+            self._persist(lambda: database.mark_starting(self._url, deployment.id))
             fleet = self._bring_up(deployment)
+            if self._persist(lambda: database.get(self._url, deployment.id)).state != "starting":
+                raise DeploymentFailed("superseded by a newer request")
             self._move(fleet)
             if not self._persist(lambda: database.mark_live(self._url, deployment)):
                 raise DeploymentFailed("superseded by a newer request")

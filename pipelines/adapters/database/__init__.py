@@ -5,6 +5,7 @@ Every function opens what it needs from a URL and leaves nothing open.
 
 from pipelines.adapters.database.connection import connect, migrate
 from pipelines.adapters.database.deployments import (
+    Watch,
     current,
     deployments,
     desired_state,
@@ -20,6 +21,7 @@ from pipelines.adapters.database.history import Event, history, record, verify_h
 
 __all__ = [
     "Event",
+    "Watch",
     "connect",
     "current",
     "deployments",

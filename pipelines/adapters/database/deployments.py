@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -49,22 +51,41 @@ def request_deployment(
 
 
 def wait_for(url: str, deployment_id: int, timeout_s: float, poll_s: float = 0.1) -> Deployment:
-    """The deployment once it is live, retired or failed. Raises PlatformError where nobody brings it up in time."""
+    """The deployment once it is live, retired or failed. Raises PlatformError where nobody brings it up in time.
+
+    A database that goes away meanwhile is waited for too.
+    """
     deadline = time.monotonic() + timeout_s
-    while (deployment := get(url, deployment_id)).state in ("requested", "starting"):
-        if time.monotonic() > deadline:
-            raise PlatformError(
-                f"deployment {deployment_id} of {deployment.build.model} is still {deployment.state} after"
-                f" {timeout_s:g} s; is the platform up (`darkroom status`)?"
-            )
-        time.sleep(poll_s)
-    return deployment
+    while True:
+        try:
+            return _wait_connected(url, deployment_id, deadline, poll_s)
+        except PlatformError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _wait_connected(url: str, deployment_id: int, deadline: float, poll_s: float) -> Deployment:
+    with connect(url) as connection:
+        connection.autocommit = True
+        while (deployment := _get(connection, deployment_id)).state in ("requested", "starting"):
+            if time.monotonic() > deadline:
+                raise PlatformError(
+                    f"deployment {deployment_id} of {deployment.build.model} is still {deployment.state};"
+                    " is the platform up (`darkroom status`)?"
+                )
+            time.sleep(poll_s)
+        return deployment
 
 
 def get(url: str, deployment_id: int) -> Deployment:
     """Raises NotFound."""
     with connect(url) as connection:
-        row = connection.execute("SELECT * FROM deployments WHERE id = %s", [deployment_id]).fetchone()
+        return _get(connection, deployment_id)
+
+
+def _get(connection: psycopg.Connection[Row], deployment_id: int) -> Deployment:
+    row = connection.execute("SELECT * FROM deployments WHERE id = %s", [deployment_id]).fetchone()
     if row is None:
         raise NotFound(f"deployment {deployment_id}: no such deployment; `darkroom deployments` lists them")
     return _deployment(row)
@@ -110,8 +131,43 @@ def deployments(url: str, model: str | None = None, limit: int = 100) -> list[De
 def desired_state(url: str) -> list[Desired]:
     """Every model that was ever asked for."""
     with connect(url) as connection:
-        names = [row["model"] for row in connection.execute("SELECT model FROM models ORDER BY model")]
-        return [_desired(connection, name) for name in names]
+        return _desired_state(connection)
+
+
+def _desired_state(connection: psycopg.Connection[Row]) -> list[Desired]:
+    names = [row["model"] for row in connection.execute("SELECT model FROM models ORDER BY model")]
+    return [_desired(connection, name) for name in names]
+
+
+class Watch:
+    """The desired state, read often over one connection: logging in costs more than the question."""
+
+    def __init__(self, url: Callable[[], str]) -> None:
+        self._url = url
+        self._stack: ExitStack | None = None
+        self._connection: psycopg.Connection[Row] | None = None
+
+    def read(self) -> list[Desired]:
+        """Raises PlatformError; the next call connects again."""
+        import psycopg
+
+        try:
+            if self._connection is None:
+                self._stack = ExitStack()
+                self._connection = self._stack.enter_context(connect(self._url()))
+                self._connection.autocommit = True
+            return _desired_state(self._connection)
+        except (psycopg.Error, PlatformError) as error:
+            self.close()
+            raise PlatformError(str(error)) from error
+
+    def close(self) -> None:
+        import psycopg
+
+        stack, self._stack, self._connection = self._stack, None, None
+        if stack is not None:
+            with suppress(psycopg.Error, PlatformError):
+                stack.close()
 
 
 def mark_starting(url: str, deployment_id: int) -> None:

@@ -33,7 +33,7 @@ def wait_until_answers(settings: Settings, build: Build, timeout_s: float) -> No
     while not answers(settings, build):
         if time.monotonic() > deadline:
             raise PlatformError(
-                f"{build.model} version {build.version} is deployed, but {settings.gateway_url} has not answered with it"
-                f" for {timeout_s:g} s; is the platform up (`darkroom status`)?"
+                f"{build.model} version {build.version} is deployed, but {settings.gateway_url} has not answered with"
+                f" it for {timeout_s:g} s; is the platform up (`darkroom status`)?"
             )
         time.sleep(0.1)
