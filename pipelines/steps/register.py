@@ -85,7 +85,7 @@ def figures(package: ModelPackage) -> dict[str, float]:
 
 def tags(package: ModelPackage, compared: Compared) -> dict[str, str]:
     """What made the version, and what was said of it."""
-    lineage = package.lineage
+    lineage, accuracy = package.lineage, package.metrics["accuracy"]
     return {
         "snapshot": lineage.snapshot_id,
         "recipe": lineage.recipe_digest,
@@ -95,7 +95,9 @@ def tags(package: ModelPackage, compared: Compared) -> dict[str, str]:
         "variant": package.variant,
         "verdict": compared.verdict,
         "reason": compared.reason,
-        "accuracy": json.dumps(dataclasses.asdict(package.metrics["accuracy"])),
+        "accuracy": f"{accuracy.value:.6f}",
+        "accuracy_low": f"{accuracy.low:.6f}",
+        "accuracy_high": f"{accuracy.high:.6f}",
     }
 
 

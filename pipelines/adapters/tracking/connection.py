@@ -19,6 +19,10 @@ _LOCKS = 9_301
 """First key of this adapter's advisory locks in MLflow's database; the second is the hash of what is locked."""
 
 
+_SHOW_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow's pages show runs and metrics, and not traces of conversations."""
+
+
 def connect(settings: Settings) -> MlflowClient:
     """A client of the tracking tables and the registry. Raises PlatformError where PostgreSQL does not answer."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -59,7 +63,7 @@ def experiment(client: MlflowClient, settings: Settings, name: str) -> str:
         try:
             return str(
                 client.create_experiment(
-                    name, artifact_location=f"{settings.store_uri.rstrip('/')}/mlflow/{name}", tags={"darkroom": name}
+                    name, artifact_location=f"{settings.store_uri.rstrip('/')}/mlflow/{name}", tags=_SHOW_TRAINING
                 )
             )
         except MlflowException:  # another process was quicker

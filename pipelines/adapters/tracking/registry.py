@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -53,6 +54,7 @@ class MlflowRegistry:
                 number = found.version
                 for key in registration.tags.keys() - {"package"}:
                     client.set_model_version_tag(model, str(number), key, registration.tags[key])
+            self._link(model, number)
             if CHAMPION not in self.version(model, number).aliases:
                 client.set_registered_model_alias(model, CHALLENGER, str(number))
             return self.version(model, number)
@@ -153,6 +155,15 @@ class MlflowRegistry:
         )
         return int(made.version)
 
+    def _link(self, model: str, number: int) -> None:
+        """Show the version on the logged model's page, as MLflow's own register_model does."""
+        from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+        model_id = self._client.get_model_version(model, str(number)).model_id
+        if model_id and MLFLOW_MODEL_VERSIONS not in self._client.get_logged_model(model_id).tags:
+            versions = json.dumps([{"name": model, "version": number}])
+            self._client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: versions})
+
     def _run(self, experiment_id: str, registration: Registration) -> str:
         """The training's record, or one made afterwards where MLflow did not see the training."""
         from mlflow.exceptions import MlflowException
@@ -175,11 +186,12 @@ class MlflowRegistry:
 
         client, now = self._client, int(time.time() * 1000)
         client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
-        log_points(client, run_id, [(name, value, 0, now) for name, value in registration.metrics.items()], model_id)
         snapshot = registration.package.lineage.snapshot_id
         # MLflow keeps 36 characters of a dataset's digest; the whole one is in the tags.
         dataset = Dataset(registration.model, snapshot[:36], "darkroom", f'{{"snapshot": "{snapshot}"}}')
         client.log_inputs(run_id, datasets=[DatasetInput(dataset)])
+        points = [(name, value, 0, now) for name, value in registration.metrics.items()]
+        log_points(client, run_id, points, model_id, dataset)
         for picture in registration.pictures:
             client.log_artifact(run_id, str(picture), "evaluation")
         for key, value in registration.tags.items():

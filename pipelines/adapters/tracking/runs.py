@@ -13,6 +13,7 @@ from pipelines.adapters.tracking.connection import connect, experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Dataset
 
     from pipelines.settings import Settings
 
@@ -122,11 +123,21 @@ def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> 
         client.log_batch(run_id, params=new[start : start + 100])
 
 
-def log_points(client: MlflowClient | None, run_id: str, points: Sequence[Point], model_id: str | None = None) -> None:
-    """Append metrics in requests of at most 1,000; with a model id they are also the model's."""
+def log_points(
+    client: MlflowClient | None,
+    run_id: str,
+    points: Sequence[Point],
+    model_id: str | None = None,
+    dataset: Dataset | None = None,
+) -> None:
+    """Append metrics in requests of at most 1,000; with a model and a dataset they are shown with these too."""
     from mlflow.entities import Metric
 
     assert client is not None
-    metrics = [Metric(name, value, at_ms, step, model_id=model_id) for name, value, step, at_ms in points]
+    name_of, digest_of = (dataset.name, dataset.digest) if dataset else (None, None)
+    metrics = [
+        Metric(name, value, at_ms, step, model_id=model_id, dataset_name=name_of, dataset_digest=digest_of)
+        for name, value, step, at_ms in points
+    ]
     for start in range(0, len(metrics), _BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH])

@@ -177,7 +177,7 @@ def models(
             "name": one.model,
             "version": one.version,
             "aliases": list(one.aliases),
-            "accuracy": json.loads(one.tags.get("accuracy", "null")),
+            **{key: _number(one.tags.get(key)) for key in ("accuracy", "accuracy_low", "accuracy_high")},
             "verdict": one.tags.get("verdict", ""),
             "package_digest": one.package_digest,
             "created_at": one.created_at,
@@ -188,6 +188,10 @@ def models(
     typer.echo(json.dumps(rows, indent=1)) if as_json else _print_models(rows)
 
 
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None
+
+
 def _print_models(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -196,21 +200,19 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
         typer.echo("no model is registered yet; `darkroom run` makes one")
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("model", "version", "aliases", "test accuracy", "verdict", "serves", "package", "registered"):
+    for column in ("model", "version", "alias", "test accuracy", "verdict", "serves", "package", "registered"):
         table.add_column(column, justify="right" if column == "version" else "left", no_wrap=True)
     for row in rows:
-        accuracy = row["accuracy"]
+        ends = [row[key] for key in ("accuracy", "accuracy_low", "accuracy_high")]
         table.add_row(
             row["name"],
             str(row["version"]),
             ", ".join(row["aliases"]),
-            "{:.2f}% [{:.2f}, {:.2f}]".format(*(100 * accuracy[end] for end in ("value", "low", "high")))
-            if accuracy
-            else "",
+            "{:.1f}% [{:.1f}, {:.1f}]".format(*(100 * end for end in ends)) if None not in ends else "",
             row["verdict"].replace("_", " "),
             "yes" if row["deployed"] else "",
-            row["package_digest"][:12],
-            row["created_at"][:16].replace("T", " "),
+            row["package_digest"][:8],
+            row["created_at"][:10],
         )
     Console().print(table)
 
