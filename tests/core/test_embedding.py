@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_packages import SIDE, write_package
 from small_datasets import COLOURS, picture
 
-from pipelines.core.embedding import HogColorV1, parse, view_name
+from pipelines.core.embedding import HogColorV1, PackageEmbedder, parse, view_name
 from pipelines.core.errors import RecipeError
 
 
@@ -75,3 +76,12 @@ def test_a_view_is_named_by_what_computes_it(tmp_path: Path) -> None:
 def test_missing_weights_are_named() -> None:
     with pytest.raises(RecipeError, match=r"/nowhere/weights\.pth is no file"):
         view_name("torchvision:resnet18:/nowhere/weights.pth")
+
+
+def test_one_of_our_packages_embeds_too(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "package")
+    embedder = PackageEmbedder(package, "image_embedding_package_x")
+    assert (embedder.height, embedder.width, embedder.dim) == (SIDE, SIDE, 3)
+    pixels = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    pixels[..., 0] = 200
+    np.testing.assert_allclose(embedder.embed(pixels), [[1, 0, 0]], atol=1e-6)
