@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipelines.core.errors import PlatformError
@@ -22,8 +23,13 @@ MAX_KILLERS = 5
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores this process may use: those it is bound to, or fewer where its container has less CPU time."""
+    bound = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return bound if quota == "max" else max(1, min(bound, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return bound
 
 
 class Workers(Generic[T, R]):

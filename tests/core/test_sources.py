@@ -199,6 +199,24 @@ def test_a_relative_path_starts_at_home(tmp_path: Path) -> None:
     assert labels(listed(Source(uri="data/mine"), tmp_path)[0]) == [("1", None, "cat")]
 
 
+def test_a_folder_that_links_to_its_parent_ends(tmp_path: Path) -> None:
+    root = fill(tmp_path / "in", "cat/1", "dog/2")
+    (root / "cat" / "loop").symlink_to(root)
+    source = Source(uri=str(root))
+    assert list_intervals(source, home=tmp_path) == ["static"]
+    files, _ = listed(source, tmp_path)
+    assert [Path(file.uri).name for file in files] == ["1", "loop", "2"]
+    with pytest.raises(ImageError) as caught:
+        Reader(tmp_path, None).read(files[1].uri, None, None, None)
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as caught:
+        Reader(tmp_path, None).read("/a\0b", None, None, None)
+    assert caught.value.reason == "unreadable"
+
+
 def test_links_in_a_tar_are_noted(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(fill(tmp_path / "in", "cat/1"), ".")
@@ -272,6 +290,7 @@ def test_a_folder_with_a_manifest_is_a_table(tmp_path: Path) -> None:
         ("uri,label,event_time\nx,y,\nz,y,yesterday\n", "row 3, event_time = 'yesterday'"),
         ("uri,label\nx,y,z\n", "row 2 has 3 cells"),
         ("uri,label\n,y\n", "row 2, uri = ''"),
+        ("uri,label\nhttp://x/y.jpg,y\n", "row 2, uri = 'http://x/y.jpg': expected a path or an s3:// URI"),
         ("uri,label,tombstone\nx,y,maybe\n", "row 2, tombstone = 'maybe'"),
         ("uri,path,label\nx,x,y\n", "uri and path mean the same"),
     ],

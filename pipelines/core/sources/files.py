@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from pipelines.core.errors import ImageError, NotFound
+from pipelines.core.errors import ImageError, NotFound, PlatformError, SourceError
 from pipelines.core.preprocessing import MAX_BYTES
 from pipelines.core.sources.archive import plain_archive
 from pipelines.core.storage import Storage, open_storage
@@ -77,9 +77,11 @@ class Reader:
             if "://" in uri:
                 return self._object(uri, size_bytes)
             return _file(uri)
-        except (FileNotFoundError, NotADirectoryError, NotFound) as error:
+        except (FileNotFoundError, NotADirectoryError, SourceError, NotFound) as error:
             raise ImageError("missing_file", "there is no such file") from error
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        except (ImageError, PlatformError):
+            raise
+        except Exception as error:  # zlib's, lzma's, struct's and others of a damaged archive
             raise ImageError("unreadable", f"{type(error).__name__}: {error}"[:200]) from error
 
     def _descriptor(self, archive: str) -> int:

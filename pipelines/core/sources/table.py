@@ -54,6 +54,8 @@ class ImageTable:
 
     def _file(self, row: int, cells: Mapping[str, Cell], time: datetime) -> SourceFile:
         uri = self._resolve(self._text(row, "uri", cells.get("uri")))
+        if "://" in uri and not uri.startswith("s3://"):
+            raise self._error(row, "uri", uri, "a path or an s3:// URI")
         label = self._text(row, "label", cells.get("label")) or None
         image_id = self._text(row, "image_id", cells.get("image_id")).lower() or None
         if image_id is not None and not _SHA256.fullmatch(image_id):

@@ -128,9 +128,9 @@ class LocalStorage:
             children = sorted(os.scandir(self._path(prefix)), key=lambda child: child.name)
         except (FileNotFoundError, NotADirectoryError):
             return [], []
-        files = [child for child in children if not child.is_dir() and not _internal(child.name)]
+        files = [child for child in children if not _is_folder(child) and not _internal(child.name)]
         return (
-            [child.name for child in children if child.is_dir()],
+            [child.name for child in children if _is_folder(child)],
             [_entry(f"{prefix}{child.name}", child.stat()) for child in files],
         )
 
@@ -146,14 +146,14 @@ class LocalStorage:
 
 def _walk(root: Path, folder: str, start: str) -> Iterator[Entry]:
     try:
-        children = sorted(os.scandir(root / folder), key=lambda child: child.name + ("/" if child.is_dir() else ""))
+        children = sorted(os.scandir(root / folder), key=lambda child: child.name + ("/" if _is_folder(child) else ""))
     except (FileNotFoundError, NotADirectoryError):
         return
     for child in children:
         if not child.name.startswith(start) or _internal(child.name):
             continue
         key = f"{folder}/{child.name}" if folder else child.name
-        if child.is_dir():
+        if _is_folder(child):
             yield from _walk(root, key, "")
         else:
             try:
@@ -165,6 +165,14 @@ def _walk(root: Path, folder: str, start: str) -> Iterator[Entry]:
 def _entry(key: str, status: os.stat_result) -> Entry:
     version = f"{status.st_size}-{status.st_mtime_ns}"
     return Entry(key=key, size_bytes=status.st_size, version=version, modified_at=status.st_mtime)
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    """Also true for a link to a folder, unless the link lies inside that folder: walking it would never end."""
+    if not child.is_symlink():
+        return child.is_dir()
+    path = Path(child.path)
+    return path.is_dir() and not path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _internal(name: str) -> bool:
