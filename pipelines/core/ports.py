@@ -179,4 +179,4 @@ class Deployments(Protocol):
         """The deployment that serves."""
 
     def previous(self, model: str) -> Deployment | None:
-        """The last successful one before the current, with another build."""
+        """The last successful one before the current, of another package."""

@@ -19,7 +19,8 @@ SPEC = ServingSpec()
 
 
 def build(version: int, model: str = "digits") -> Build:
-    return replace(BUILD, model=model, version=version, bento_digest=str(version) * 64)
+    digest = str(version) * 64
+    return replace(BUILD, model=model, version=version, package_digest=digest, bento_digest=digest)
 
 
 @pytest.fixture
@@ -113,6 +114,16 @@ def test_rolling_back_twice_goes_back_twice(url: str) -> None:
         assert before.id == expected
         bring_up(url, before.build.version, kind="rollback", origin=before.origin)
     assert database.previous(url, "digits") is None
+
+
+def test_rolling_back_skips_other_builds_of_what_serves(url: str) -> None:
+    first = bring_up(url, 1)
+    for number in range(2):
+        again = replace(build(2), bento_digest=f"{number:064d}")
+        assert database.mark_live(url, database.request_deployment(url, again, SPEC))
+    before = database.previous(url, "digits")
+    assert before is not None
+    assert before.id == first
 
 
 def test_models_do_not_disturb_each_other(url: str) -> None:

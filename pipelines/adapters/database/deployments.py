@@ -98,7 +98,7 @@ def current(url: str, model: str) -> Deployment | None:
 
 
 def previous(url: str, model: str) -> Deployment | None:
-    """The last successful deployment before the current one, with another build.
+    """The last successful deployment before the current one, of another package.
 
     After a rollback it is the one before that which the rollback returned to: rolling back twice goes back twice.
     """
@@ -108,8 +108,8 @@ def previous(url: str, model: str) -> Deployment | None:
             return None
         row = connection.execute(
             "SELECT * FROM deployments WHERE model = %s AND live_at IS NOT NULL AND id < %s AND origin = id"
-            " AND bento_digest <> %s ORDER BY id DESC LIMIT 1",
-            [model, live.origin, live.build.bento_digest],
+            " AND package_digest <> %s ORDER BY id DESC LIMIT 1",
+            [model, live.origin, live.build.package_digest],
         ).fetchone()
     return _deployment(row) if row else None
 
