@@ -3,7 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
+NAME ?=
 data_option = $(if $(DATA),--data "$(DATA)")
+name_option = $(if $(NAME),--name "$(NAME)")
 
 .DEFAULT_GOAL := help
 .PHONY: help install run up down status test test-all lint format bench-pipeline bench-ingest
@@ -15,7 +17,7 @@ install: ## the environment only (8.4 GB in .venv)
 	@$(PYTHON) infra/bootstrap.py
 
 run: install ## from pictures to a served model: the bundled digits, or DATA=folder-or-s3-prefix
-	@$(BIN)/darkroom run $(data_option)
+	@$(BIN)/darkroom run $(data_option) $(name_option)
 
 up: install ## start the platform
 	@$(BIN)/darkroom up

@@ -71,6 +71,16 @@ class Settings:
         except (OSError, ValueError, KeyError):
             return DEFAULT_PORTS[service]
 
+    @property
+    def fixed_ports(self) -> frozenset[str]:
+        """Services whose port a person has set; they are not moved to a free one."""
+        return frozenset(service for service in DEFAULT_PORTS if os.environ.get(f"DARKROOM_{service.upper()}_PORT"))
+
+    @property
+    def postgres_is_external(self) -> bool:
+        """True where every database has a URL of its own, so that no embedded server is needed."""
+        return all(os.environ.get(f"DARKROOM_DATABASE_URL_{owner.upper()}") for owner in DATABASES)
+
     def secret(self, name: str) -> str:
         """A secret of this installation, made once by `darkroom up`. Raises UserError when it is not there yet."""
         try:

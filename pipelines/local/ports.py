@@ -51,7 +51,7 @@ class Reservations:
 def assign(settings: Settings, reservations: Reservations) -> dict[str, int]:
     """Choose and reserve every port, and keep the choice in ports.json. Raises UserError naming one that is taken."""
     preferred = {service: settings.port(service) for service in DEFAULT_PORTS}
-    fixed = {service for service in DEFAULT_PORTS if os.environ.get(f"DARKROOM_{service.upper()}_PORT")}
+    fixed = settings.fixed_ports
     chosen = {"gateway": settings.gateway_port, **{service: preferred[service] for service in sorted(fixed)}}
     for service, port in chosen.items():
         others = {other: number for other, number in chosen.items() if other != service}

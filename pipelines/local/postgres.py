@@ -43,11 +43,6 @@ _CONFIGURATION = {
 }
 
 
-def is_external() -> bool:
-    """True when every database is somewhere else (DARKROOM_DATABASE_URL_<OWNER>), so that no server is ours to run."""
-    return all(os.environ.get(f"DARKROOM_DATABASE_URL_{owner.upper()}") for owner in DATABASES)
-
-
 def data_folder(settings: Settings) -> Path:
     return settings.home / "postgres" / "data"
 

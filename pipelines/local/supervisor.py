@@ -94,7 +94,7 @@ class Supervisor:
         secrets.ensure(settings)
         sweep(settings)
         assign(settings, self._reservations)
-        if not postgres.is_external():
+        if not settings.postgres_is_external:
             self._start_postgres()
         self._migrate()
         write_initial(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import uuid
@@ -14,6 +15,7 @@ from pipelines.core.errors import ImageError, SourceError, UserError
 from pipelines.core.recipe import Recipe, Source
 from pipelines.settings import Settings
 
+_TEST_SHARE = recipes.Split().test_share
 _SAMPLE = 64
 """Images opened to learn how large they are."""
 _ARCHIVE = re.compile(r"\.(tar|zip|tgz|csv|parquet|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
@@ -144,6 +146,7 @@ def compose(name: str, uri: str, found: Inspection) -> str:
     flip = not all(len(label) == 1 for label in found.class_names)
     days = [interval for interval in found.intervals if interval[:1].isdigit()]
     schedule = f'\n[schedule]\nstart_date = "{days[0]}"\n' if days else ""
+    margin = _margin(found.num_images)
     return f"""\
 # {found.num_images:,} images of {len(found.class_names)} classes, typically {found.side_px} px on the shorter side.
 # Written by `darkroom run`; edit it as you like, it is not written again.
@@ -166,7 +169,20 @@ backbone = "{size.backbone}"
 epochs = {epochs}
 batch_size = {size.batch_size}
 flip = {str(flip).lower()}
+
+[gate]
+# What about {round(found.num_images * _TEST_SHARE):,} test images can tell of two equal models.
+margin = {margin}
 {schedule}"""
+
+
+def _margin(num_images: int) -> float:
+    """The loss that the gate can rule out: the interval of a paired difference where 4% of the answers differ.
+
+    A smaller margin would call every retraining on little data `too_few`.
+    """
+    half_width = 1.96 * math.sqrt(0.04 / max(1.0, num_images * _TEST_SHARE))
+    return round(min(0.05, max(0.01, 1.2 * half_width)), 3)
 
 
 def _quoted(text: str) -> str:

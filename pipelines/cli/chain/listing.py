@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.cli.chain import graph
 from pipelines.cli.execute import storage_of
 from pipelines.cli.past_runs import PastRun, past_runs
+from pipelines.cli.tables import console
 from pipelines.core import recipe as recipes
 from pipelines.settings import Settings
 
@@ -46,11 +47,10 @@ def _row(past: PastRun, steps: Sequence[str]) -> dict[str, Any]:
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """For people."""
-    from rich.console import Console
     from rich.table import Table
 
     if not rows:
-        Console().print("no runs yet; `darkroom run` makes the first")
+        console().print("no runs yet; `darkroom run` makes the first")
         return
     table = Table(box=None, pad_edge=False)
     for column in ("dag", "for", "started by", "last step", "state", "ended (UTC)"):
@@ -61,5 +61,4 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         words = (row["dag_id"], row["interval"] or row["as_of"], row["kind"], row["last_step"], row["state"])
         numbers = (str(row["steps"]), str(row["reused"]), f"{row['seconds']:.1f}")
         table.add_row(*words, row["ended_at"][:19].replace("T", " "), *numbers)
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 120, soft_wrap=not console.is_terminal)
+    console().print(table)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import settings as settings_module
+from pipelines.cli.tables import console
 
 if TYPE_CHECKING:
     from pipelines.core.garbage import Garbage, Roots
@@ -122,11 +123,10 @@ def _tell(found: list[Garbage], *, dry_run: bool, as_json: bool) -> None:
         freed = {kind: {"num_objects": counts[kind], "size_bytes": sizes[kind]} for kind in sorted(counts)}
         typer.echo(json.dumps({"dry_run": dry_run, "size_bytes": sizes.total(), "freed": freed}, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("what", "objects", "MB", title="would be freed" if dry_run else "freed")
     for kind in sorted(counts):
         table.add_row(kind, f"{counts[kind]:,}", f"{sizes[kind] / 1e6:,.1f}")
     table.add_row("total", f"{counts.total():,}", f"{sizes.total() / 1e6:,.1f}", style="bold")
-    Console().print(table)
+    console().print(table)

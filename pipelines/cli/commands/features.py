@@ -41,8 +41,9 @@ def similar(
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from pipelines.cli.tables import console
 
     table = Table(box=None, header_style="dim")
     for column, justify in (("similarity", "right"), ("class", "left"), ("taken", "left"), ("source", "left")):
@@ -54,7 +55,7 @@ def similar(
             row["event_timestamp"][:10],
             row["source_uri"] or row["path"],
         )
-    Console().print(table)
+    console().print(table)
 
 
 def _recipe(settings: Settings, name: str) -> Recipe:

@@ -73,11 +73,12 @@ def _identity(found: NamedPackage) -> dict[str, Any]:
 
 
 def _print_measurement(found: NamedPackage, data: str, measured: Measurement) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from pipelines.cli.tables import console
+
     metrics = measured.metrics
-    console = Console()
+    out = console()
     version = f" version {found.version.version}" if found.version else ""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("class", "images", "precision", "recall", "F1"):
@@ -86,17 +87,17 @@ def _print_measurement(found: NamedPackage, data: str, measured: Measurement) ->
         if one.num_images:
             values = (f"{100 * value.value:.1f}%" for value in (one.precision, one.recall, one.f1))
             table.add_row(one.class_name, f"{one.num_images:,}", *values)
-    console.print(table)
+    out.print(table)
     accuracy, top_k = metrics.accuracy, metrics.top_k
-    console.print(f"{found.package.name}{version} on {data}: {metrics.num_images:,} images", highlight=False)
-    console.print(
+    out.print(f"{found.package.name}{version} on {data}: {metrics.num_images:,} images", highlight=False)
+    out.print(
         f"accuracy {100 * accuracy.value:.2f}%, between {100 * accuracy.low:.2f}% and {100 * accuracy.high:.2f}% "
         f"with {100 * metrics.confidence:g}% confidence",
         highlight=False,
     )
     for k, value in top_k.items():
-        console.print(f"top {k} {100 * value.value:.2f}%", highlight=False)
-    console.print(f"calibration error {100 * metrics.calibration_error.value:.2f} points", highlight=False)
+        out.print(f"top {k} {100 * value.value:.2f}%", highlight=False)
+    out.print(f"calibration error {100 * metrics.calibration_error.value:.2f} points", highlight=False)
     warnings = [
         f"the model does not know class {name}: {count:,} images" for name, count in measured.unknown_classes.items()
     ]
@@ -193,8 +194,9 @@ def _number(text: str | None) -> float | None:
 
 
 def _print_models(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from pipelines.cli.tables import console
 
     if not rows:
         typer.echo("no model is registered yet; `darkroom run` makes one")
@@ -214,7 +216,7 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
             row["package_digest"][:8],
             row["created_at"][:10],
         )
-    Console().print(table)
+    console().print(table)
 
 
 def trace(

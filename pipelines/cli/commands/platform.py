@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import settings as settings_module
+from pipelines.cli.tables import console
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -129,7 +130,6 @@ def status(
 
 
 def _print_table(found: list[tuple[ProcessStatus, int]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     if not found:
@@ -142,7 +142,7 @@ def _print_table(found: list[tuple[ProcessStatus, int]]) -> None:
     for one, memory in found:
         values = (one.name, one.state, one.pid or "", one.port or "", round(memory / 1e6) if memory else "")
         table.add_row(*map(str, values), str(one.restarts or ""))
-    Console().print(table)
+    console().print(table)
 
 
 def logs(

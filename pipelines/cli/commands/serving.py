@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines import settings as settings_module
+from pipelines.cli.tables import console
 from pipelines.core import recipe as recipes
 from pipelines.core.errors import NotFound, UserError
 from pipelines.settings import Settings
@@ -167,7 +168,6 @@ def _tell(deployed: Deployed, began: float, as_json: bool) -> None:
 
 
 def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left")
@@ -175,4 +175,4 @@ def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)
