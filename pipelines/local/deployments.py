@@ -121,7 +121,9 @@ class Reconciler:
         if desired.live is not None and desired.live.id not in self._fleets:
             self._adopt(desired.live)
         if desired.desired is not None:
-            thread = threading.Thread(target=self._roll_out, args=(desired.desired,), name=f"rollout {desired.model}")
+            thread = threading.Thread(
+                target=self._roll_out, args=(desired.desired,), name=f"rollout {desired.model}", daemon=True
+            )
             self._threads[desired.model] = thread
             thread.start()
 
@@ -139,7 +141,9 @@ class Reconciler:
                 fleet.judge(self._gateway.healthy_ports(fleet.cluster))
 
     def _publish(self, *, confirm: bool = True) -> None:
-        """Write the gateway's files. Raises PlatformError where it does not take them."""
+        """Write the gateway's files. Raises PlatformError where it does not take them, Interrupted at the end."""
+        if self._stop.is_set():
+            raise Interrupted  # Envoy ends too, and would not answer
         with self._publishing:
             with self._lock:
                 fleets = {fleet.deployment.id: fleet for fleet in self._fleets.values() if fleet.attached}
@@ -183,7 +187,9 @@ class Reconciler:
             self._take_back(deployment, before, error)
         else:
             if before is not None and before in self._fleets and before != deployment.id:
-                threading.Thread(target=self._retire, args=(self._fleets[before],), name=f"retire {before}").start()
+                threading.Thread(
+                    target=self._retire, args=(self._fleets[before],), name=f"retire {before}", daemon=True
+                ).start()
         finally:
             with self._lock:
                 self._ended[model] = self._ended.get(model, 0) + 1
@@ -230,14 +236,18 @@ class Reconciler:
                 self._routes[model] = before
             else:
                 self._routes.pop(model, None)
-        try:
-            self._publish()
-        except PlatformError as trouble:
-            _say(str(trouble))  # the file is written; the gateway takes it when it is back
+        self._publish_if_possible()
         if fleet is not None:
-            threading.Thread(target=self._retire, args=(fleet,), name=f"retire {deployment.id}").start()
+            threading.Thread(target=self._retire, args=(fleet,), name=f"retire {deployment.id}", daemon=True).start()
         with contextlib.suppress(Interrupted):
             self._persist(lambda: database.mark_failed(self._url, deployment, reason))
+
+    def _publish_if_possible(self) -> None:
+        """The files are written in any case; a gateway that is away takes them when it is back."""
+        try:
+            self._publish()
+        except (PlatformError, Interrupted) as trouble:
+            _say(f"gateway: {trouble}")
 
     def _retire(self, fleet: Fleet) -> None:
         """Wait for its last requests, take it from the gateway, end it."""
@@ -245,10 +255,7 @@ class Reconciler:
         if fleet.attached:
             self._drain(fleet)
             fleet.attached = False
-            try:
-                self._publish()
-            except PlatformError as trouble:
-                _say(str(trouble))
+            self._publish_if_possible()
         fleet.stop()
         with self._lock:
             self._fleets.pop(fleet.deployment.id, None)
@@ -320,6 +327,8 @@ class Reconciler:
             return
         try:
             work()
+        except Interrupted:
+            return
         except Exception as error:
             text = str(error) if isinstance(error, DarkroomError) else f"{type(error).__name__}: {error}"
             if text != told:
@@ -330,6 +339,8 @@ class Reconciler:
 
     def _prune(self, model: str) -> None:
         """Forget unpacked bentos that neither serve nor served last; the store still has them."""
+        if self._stop.is_set():
+            return  # the next rollout's end does it
         try:
             known = database.deployments(self._url, model)
         except PlatformError:
