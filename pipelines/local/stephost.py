@@ -136,8 +136,9 @@ def preload() -> None:
             importlib.import_module(name)
     # Feast imports torch by itself (625 MB) unless it finds it missing; steps that train find it again.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    with suppress(Exception):
-        importlib.import_module("feast")
+    for name in ("feast", "feast.infra.offline_stores.dask"):
+        with suppress(Exception):
+            importlib.import_module(name)
     del sys.modules["torch"]
 
 
