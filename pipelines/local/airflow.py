@@ -15,7 +15,7 @@ from pathlib import Path
 from pipelines.adapters.orchestrator import Orchestrator
 from pipelines.local import secrets
 from pipelines.local.process import ManagedProcess, environment
-from pipelines.local.services import Service, get_json, newer
+from pipelines.local.services import Service, get, get_json, newer
 from pipelines.settings import REPOSITORY, Settings
 
 ADMIN = "admin"
@@ -89,7 +89,7 @@ def services(settings: Settings) -> list[Service]:
     env = airflow_environment(settings)
     port = settings.port("airflow")
     api = _process(settings, "airflow-api", ["api-server"], env, port=port)
-    found = [Service(process=api, ready=lambda: bool(_health(port)), stop_s=15)]
+    found = [Service(process=api, ready=lambda: _serves_tasks(port), stop_s=15)]
     for name, component, arguments in (
         # Without --skip-serve-logs these listen on 0.0.0.0 and take 150 MB more.
         ("airflow-scheduler", "scheduler", ["scheduler", "--skip-serve-logs"]),
@@ -128,6 +128,11 @@ def _process(
 
 def _health(port: int) -> dict[str, Mapping[str, str | None]]:
     return get_json(port, "/api/v2/monitor/health")
+
+
+def _serves_tasks(port: int) -> bool:
+    """The API that tasks call is built at its first request, which takes 3 s: better now than in the first task."""
+    return bool(_health(port)) and get(port, "/execution/health")[0] == 200
 
 
 def _beats(process: ManagedProcess, port: int, component: str) -> Callable[[], bool]:
