@@ -22,10 +22,10 @@ run: install ## from pictures to a served model: the bundled digits, or DATA=fol
 up: install ## start the platform
 	@$(BIN)/darkroom up
 
-down: install ## end every process, keep the data
+down: ## end every process, keep the data
 	@$(BIN)/darkroom down
 
-status: install ## what runs, and where to look
+status: ## what runs, and where to look
 	@$(BIN)/darkroom status
 
 lint: install ## format, lint, types, import contracts
@@ -45,7 +45,7 @@ test-all: lint ## the same with full counts of kills and deployments
 	@$(BIN)/pytest
 
 bench-pipeline: install ## seconds and images/s per step, overhead, memory (DATA= for a folder)
-	@$(BIN)/python tests/benchmarks/bench_pipeline.py $(data_option)
+	@$(BIN)/python tests/benchmarks/bench_pipeline.py $(data_option) $(if $(JSON),--json)
 
 bench-ingest: install ## images/s of ingest, small and photo-size (DATA= for a folder)
-	@$(BIN)/python tests/benchmarks/bench_ingest.py $(data_option)
+	@$(BIN)/python tests/benchmarks/bench_ingest.py $(DATA) $(if $(JSON),--json)

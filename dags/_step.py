@@ -20,7 +20,7 @@ from airflow.sdk import Asset, BaseOperator, Context, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from pipelines import settings as settings_module
-from pipelines.core.command import Command
+from pipelines.core.command import TAIL_LINES, Command, said
 from pipelines.core.errors import RecipeError
 from pipelines.core.recipe import Recipe, load
 from pipelines.core.runs import RunId
@@ -118,14 +118,13 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
     def _heard(self, line: str, tail: list[str]) -> None:
         self.log.info("%s", line)
         tail.append(line)
-        del tail[:-20]
+        del tail[:-TAIL_LINES]
 
     def _fail(self, code: int, tail: Sequence[str]) -> None:
-        said = next((line for line in reversed(tail) if line.startswith("darkroom: ")), "\n".join(tail[-3:]))
         if code in NO_RETRY:
-            raise AirflowFailException(f"step {self.step}: {NO_RETRY[code]} (exit {code}): {said}") from None
+            raise AirflowFailException(f"step {self.step}: {NO_RETRY[code]} (exit {code}): {said(tail)}") from None
         how = f"killed by signal {-code}" if code < 0 else f"exit {code}"
-        raise AirflowException(f"step {self.step}: {how}: {said}") from None
+        raise AirflowException(f"step {self.step}: {how}: {said(tail)}") from None
 
 
 def _is_empty(option: str, arguments: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ VENV = REPOSITORY / ".venv"
 LOCK = REPOSITORY / "requirements.lock"
 STAMP = VENV / "darkroom-installed"
 UNFINISHED = VENV / "darkroom-unfinished"
-SUPPORTED = ((3, 11), (3, 12))
+SUPPORTED = ((3, 11),)
 INSTALLED_GB = 8.4
 """Size of the environment with its bytecode; most of it are torch's CUDA libraries."""
 MARGIN_GB = 1.5
@@ -93,7 +93,7 @@ def better_python() -> str | None:
         if path and subprocess.run([path, "-c", ""], check=False, capture_output=True).returncode == 0:
             return path
     found = platform.python_version()
-    raise Stop(f"this is Python {found}; install Python 3.11 or 3.12 and run `make PYTHON=/path/to/python3.11`")
+    raise Stop(f"this is Python {found}; install Python 3.11 and run `make PYTHON=/path/to/python3.11`")
 
 
 def install() -> None:

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Preferred ports of the local platform; one that is taken is replaced by the next free one and kept in ports.json.
 DEFAULT_PORTS = {"airflow": 8081, "mlflow": 8082, "envoy_admin": 8083, "postgres": 8084}
+DEFAULT_GATEWAY_PORT = 8080
 DATABASES = ("airflow", "mlflow", "feast", "darkroom")
 
 
@@ -65,11 +66,7 @@ class Settings:
         override = os.environ.get(f"DARKROOM_{service.upper()}_PORT")
         if override:
             return _port(f"DARKROOM_{service.upper()}_PORT", override)
-        try:
-            ports: dict[str, int] = json.loads((self.home / "ports.json").read_text())
-            return ports[service]
-        except (OSError, ValueError, KeyError):
-            return DEFAULT_PORTS[service]
+        return _kept_ports(self.home).get(service, DEFAULT_PORTS[service])
 
     @property
     def fixed_ports(self) -> frozenset[str]:
@@ -97,6 +94,15 @@ class Settings:
         return f"postgresql://{owner}:{password}@127.0.0.1:{self.port('postgres')}/{owner}"
 
 
+def _kept_ports(home: Path) -> dict[str, int]:
+    """What `darkroom up` chose, the gateway's port included, so that later commands need no variable."""
+    try:
+        ports: dict[str, int] = json.loads((home / "ports.json").read_text())
+        return ports
+    except (OSError, ValueError):
+        return {}
+
+
 def _port(name: str, text: str) -> int:
     if not text.isdigit() or not 0 < int(text) < 65536:
         raise UserError(f"{name}={text!r}: expected a port from 1 to 65535")
@@ -117,7 +123,10 @@ def load() -> Settings:
         home=home,
         store_uri=os.environ.get("DARKROOM_STORE") or str(home / "store"),
         s3_endpoint_url=os.environ.get("DARKROOM_S3_ENDPOINT_URL") or None,
-        gateway_port=_port("DARKROOM_GATEWAY_PORT", os.environ.get("DARKROOM_GATEWAY_PORT") or "8080"),
+        gateway_port=_port(
+            "DARKROOM_GATEWAY_PORT",
+            os.environ.get("DARKROOM_GATEWAY_PORT") or str(_kept_ports(home).get("gateway", DEFAULT_GATEWAY_PORT)),
+        ),
         default_model=os.environ.get("DARKROOM_DEFAULT_MODEL") or "digits",
         celery_queue=os.environ.get("DARKROOM_CELERY_QUEUE") or None,
         features_redis=os.environ.get("DARKROOM_FEATURES_REDIS") or None,

@@ -68,6 +68,10 @@ class Backfill:
     completed: bool
 
 
+PATIENCE_S = 120.0
+"""How long a question waits for an api-server or database that is being started again."""
+
+
 class Orchestrator:
     """A logged-in client. Raises PlatformError where Airflow does not answer."""
 
@@ -193,9 +197,6 @@ class Orchestrator:
         """End a backfill; runs of it that are still queued fail."""
         self._request("PUT", f"/backfills/{backfill_id}/cancel")
 
-    def backfill_state(self, backfill_id: int) -> Backfill:
-        return _backfill(self._get(f"/backfills/{backfill_id}"))
-
     # --- the wire --------------------------------------------------------------------------------------------------
 
     def _get(self, path: str, query: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -216,24 +217,36 @@ class Orchestrator:
                 return
 
     def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """One request, logged in; a first refusal renews the token, and a connection that broke is tried again."""
-        for attempt in range(3):
+        """One request, logged in; a refusal renews the token once.
+
+        What only reads is asked again for as long as the api-server or its database may take to come back.
+        """
+        deadline = time.monotonic() + (PATIENCE_S if method == "GET" else 0.0)
+        refused = 0
+        while True:
             try:
                 if "authorization" not in self._client.headers:
                     self._log_in()
                 response = self._client.request(method, f"/api/v2{path}", **arguments)
+                if response.status_code < 500 and response.status_code != 401:
+                    return response
+                problem = f"{response.status_code} {_detail(response)}"
+                if response.status_code == 401:
+                    refused += 1
+                    del self._client.headers["authorization"]
+                    if refused == 1:
+                        continue
+                    raise PlatformError(f"Airflow at {self.url} refuses the administrator's token")
             except httpx.TransportError as error:
-                if attempt == 2 or method not in ("GET", "PATCH"):
-                    raise PlatformError(f"Airflow at {self.url} does not answer: {error}; `darkroom status`") from error
-                time.sleep(1.0)
-                continue
-            if response.status_code != 401:
-                return response
-            del self._client.headers["authorization"]
-        raise PlatformError(f"Airflow at {self.url} refuses the administrator's token")
+                problem = str(error)
+            if time.monotonic() > deadline:
+                raise PlatformError(f"Airflow at {self.url} does not answer: {problem}; `darkroom status`")
+            time.sleep(1.0)
 
     def _log_in(self) -> None:
         response = self._client.post("/auth/token", json=self._login)
+        if response.status_code >= 500:
+            raise httpx.RemoteProtocolError(f"{response.status_code} at the login")
         if response.status_code >= 400:
             raise PlatformError(f"Airflow at {self.url} refuses the administrator's password ({response.status_code})")
         self._client.headers["authorization"] = f"Bearer {response.json()['access_token']}"

@@ -18,6 +18,9 @@ from pathlib import Path
 from pipelines.core.stephost import start_hosted
 
 _CHUNK_BYTES = 65536
+TAIL_LINES = 60
+"""Lines of output that a caller keeps for `said`."""
+_SAYS = "darkroom: "
 
 
 class Command:
@@ -104,6 +107,12 @@ class Command:
             yield from _drain(self._output)
         finally:
             os.close(ended)
+
+
+def said(tail: Sequence[str]) -> str:
+    """What a failed step told a person: its last `darkroom: ` line and all that follow, or its last lines."""
+    marks = [number for number, line in enumerate(tail) if line.startswith(_SAYS)]
+    return "\n".join(tail[marks[-1] :]).removeprefix(_SAYS) if marks else "\n".join(tail[-3:])
 
 
 def _start(arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, output: int) -> subprocess.Popen[bytes]:

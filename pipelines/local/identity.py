@@ -16,6 +16,15 @@ _ROOTS = ("pipelines.local.supervisor", "pipelines.local.keeper", "pipelines.loc
 _OVERRIDES = ("DARKROOM_DATABASE_URL_", *(f"DARKROOM_{service.upper()}_PORT" for service in DEFAULT_PORTS))
 
 
+def credentials() -> str:
+    """Digest of the AWS settings of this process; empty where it has none.
+
+    Apart from the identity: for a command that lacks them the platform is good as it is, for one with others it is not.
+    """
+    found = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest() if found else ""
+
+
 def identity(settings: Settings) -> str:
     """Digest of the supervisor's code, the installed versions (by their lock) and every setting."""
     parts = {

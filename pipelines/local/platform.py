@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipelines.core.errors import DarkroomError, PlatformError, UserError
 from pipelines.local import ports, postgres, resources, state
-from pipelines.local.identity import identity
+from pipelines.local.identity import credentials, identity
 from pipelines.local.process import PLATFORM_MARK, kill, memory_bytes, rotate
 from pipelines.local.state import PlatformState, ProcessStatus
 from pipelines.local.sweep import sweep
@@ -52,7 +52,12 @@ def up(
     with _alone(settings):
         found = state.current(settings)
         # A platform with more in it than is asked for will do.
-        fits = found is not None and found.identity == identity(settings) and set(found.without) <= set(without)
+        fits = (
+            found is not None
+            and found.identity == identity(settings)
+            and credentials() in ("", found.credentials)
+            and set(found.without) <= set(without)
+        )
         if found is not None and fits and found.phase == "ready":
             return Started(already=True, restarted=False, state=found)
         attach = found is not None and fits and found.phase == "starting"

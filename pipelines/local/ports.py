@@ -63,7 +63,6 @@ def assign(settings: Settings, reservations: Reservations) -> dict[str, int]:
         # Not one that another service would like: moving one would move them all.
         others_like = {preferred[other] for other in DEFAULT_PORTS if other != service}
         chosen[service] = _next_free(reservations, preferred[service], {*chosen.values(), *others_like})
-    del chosen["gateway"]
     path = settings.home / "ports.json"
     settings.home.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"ports.{os.getpid()}.partial")

@@ -37,6 +37,8 @@ class PlatformState:
     phase: Phase
     identity: str
     """Digest of code, versions and settings that the supervisor runs with."""
+    credentials: str = ""
+    """Digest of the AWS settings that steps inherit."""
     without: tuple[str, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()
     error: str = ""

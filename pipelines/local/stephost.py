@@ -20,7 +20,7 @@ from pathlib import Path
 from pipelines.core.processes import die_with_parent
 from pipelines.core.stephost import SOCKET_NAME, short_path
 
-# Not torch (640 MB at rest for two steps of eighteen) nor onnxruntime (fast to import, and starts a thread).
+# Not onnxruntime: it is fast to import, and starts a thread.
 PRELOADED = (
     "numpy",
     "pyarrow.parquet",
@@ -140,6 +140,10 @@ def preload() -> None:
         with suppress(Exception):
             importlib.import_module(name)
     del sys.modules["torch"]
+    # 640 MB at rest, for 3 to 10 s less (measured on 2 shared cores) of each step that trains or exports.
+    for name in ("torch", "torchvision"):
+        with suppress(Exception):
+            importlib.import_module(name)
 
 
 def main(folder: Path) -> None:

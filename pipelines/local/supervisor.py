@@ -25,7 +25,7 @@ from pipelines.core.errors import DarkroomError, PlatformError, UserError
 from pipelines.core.stephost import SOCKET_NAME, short_path
 from pipelines.local import airflow, mlflow, postgres, resources, schema, secrets, state
 from pipelines.local.deployments import Reconciler
-from pipelines.local.identity import identity
+from pipelines.local.identity import credentials, identity
 from pipelines.local.keeper import GIVE_UP
 from pipelines.local.ports import Reservations, assign
 from pipelines.local.process import ManagedProcess, environment, rotate
@@ -212,6 +212,7 @@ class Supervisor:
         now = PlatformState(
             phase=phase,
             identity=self._identity,
+            credentials=credentials(),
             without=self._without,
             processes=processes,
             error=error,

@@ -28,10 +28,10 @@ def measure(data: str | None) -> dict[str, Any]:
         summary = platform.json("run", *(["--data", data] if data else []))
         materialized = [one for runs in _all(platform, "ingest_images") for one in runs if one.step == "materialize"]
         num_rows = sum(one.facts.get("num_rows", 0) for one in materialized)
-        seconds = sum(one.facts.get("write_s", one.function_s) for one in materialized)
+        seconds = sum(one.facts.get("load_s", one.function_s) for one in materialized)
         return {
             "images": summary["num_images"],
-            "steps": _steps(summary),
+            "steps": _steps(summary, _images(platform)),
             "materialize_rows_per_s": num_rows / seconds if seconds else None,
             "overhead_per_task_s": summary["overhead_per_task_s"],
             "overheads": summary["overheads"],
@@ -50,7 +50,18 @@ def _all(platform: LivePlatform, kind: str) -> list[list[Any]]:
     return [references for dag in sorted(dags) for references in platform.references(dag).values()]
 
 
-def _steps(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _images(platform: LivePlatform) -> dict[str, int]:
+    """Images that each step handled, over all runs and shards, as the steps counted them."""
+    counted: dict[str, int] = {}
+    for kind in ("ingest_images", "train_classifier"):
+        for references in _all(platform, kind):
+            for one in references:
+                number = one.facts.get("num_images", one.facts.get("num_rows", 0))
+                counted[one.step] = counted.get(one.step, 0) + (0 if one.reused else number)
+    return counted
+
+
+def _steps(summary: dict[str, Any], images: dict[str, int]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for one in summary["steps"]:
         row = rows.setdefault(
@@ -62,7 +73,7 @@ def _steps(summary: dict[str, Any]) -> list[dict[str, Any]]:
         row["peak_rss_bytes"] = max(row["peak_rss_bytes"], one["peak_rss_bytes"])
     for row in rows.values():
         if row["step"] in PER_IMAGE and row["function_s"]:
-            row["images_per_s"] = summary["num_images"] / row["function_s"]
+            row["images_per_s"] = images.get(row["step"], 0) / row["function_s"]
     return list(rows.values())
 
 

@@ -254,7 +254,7 @@ def test_trace(darkroom: Callable[..., tuple[int, str, str]], platform: dict[str
     code, out, _ = darkroom("trace", "colours:1", "--images", "--json")
     found = json.loads(out)
     assert code == 0
-    assert (found["model"], found["version"], found["snapshot"]) == ("colours", 1, SNAPSHOT)
+    assert (found["model"], found["version"], found["snapshot_id"]) == ("colours", 1, SNAPSHOT)
     assert (found["recipe"], found["code"], found["run"]) == ("1" * 64, "2" * 64, "train_classifier/test")
     assert found["recipe_keys"]["training"]["epochs"] == 5
     assert found["images"] == [

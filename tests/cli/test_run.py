@@ -102,7 +102,7 @@ def test_small_dated_glyphs_get_the_small_network_and_are_not_mirrored(home_sett
     assert recipe.training.epochs == 60  # few images: the upper bound
 
 
-def test_an_edited_recipe_is_kept_and_another_folder_of_that_name_is_refused(
+def test_an_edited_recipe_is_kept_and_another_folder_of_that_name_gets_a_name_of_its_own(
     home_settings: Settings, tmp_path: Path
 ) -> None:
     data_recipe.ensure_recipe(home_settings, str(_images(tmp_path / "parts", ("a", "b"), side=16)))
@@ -111,7 +111,10 @@ def test_an_edited_recipe_is_kept_and_another_folder_of_that_name_is_refused(
     assert data_recipe.ensure_recipe(home_settings, str(tmp_path / "parts")).training.epochs == 7
     other = _images(tmp_path / "elsewhere" / "parts", ("a", "b"), side=16)
     with pytest.raises(UserError, match=r"--name"):
-        data_recipe.ensure_recipe(home_settings, str(other))
+        data_recipe.ensure_recipe(home_settings, str(other), "parts")
+    own = data_recipe.ensure_recipe(home_settings, str(other))
+    assert own.name.startswith("parts-")
+    assert data_recipe.ensure_recipe(home_settings, str(other)) == own
     assert data_recipe.ensure_recipe(home_settings, str(other), "other-parts").name == "other-parts"
     with pytest.raises(UserError, match="digits"):
         data_recipe.ensure_recipe(home_settings, str(other), "digits")

@@ -20,6 +20,7 @@ import pytest
 
 from pipelines.cli.chain.digits import ensure_digits
 from pipelines.cli.execute import TASK_MARK, task_mark
+from pipelines.core.command import said
 from pipelines.core.processes import marked
 from pipelines.core.runs import RunId
 from pipelines.settings import REPOSITORY, Settings
@@ -199,3 +200,9 @@ def test_the_environment_of_a_step_holds_nothing_of_airflow(home: Settings, tmp_
     assert found[TASK_MARK] == "m"
     assert found["DARKROOM_HOME"] == str(home.home)
     assert not [name for name in found if "AIRFLOW" in name]
+
+
+def test_a_refusal_of_several_lines_is_told_whole() -> None:
+    tail = ["loading", "darkroom: dataset x is parked", "  expectation: a", "    observed 3, threshold 2"]
+    assert said(tail) == "dataset x is parked\n  expectation: a\n    observed 3, threshold 2"
+    assert said(["1", "2", "3", "4"]) == "2\n3\n4"

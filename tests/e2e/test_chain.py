@@ -49,7 +49,7 @@ def test_one_command_leads_from_images_to_predictions(undisturbed: tuple[LivePla
 def test_the_printed_curl_line_works_when_pasted(undisturbed: tuple[LivePlatform, dict[str, Any]]) -> None:
     _, summary = undisturbed
     done = subprocess.run(["bash", "-c", summary["curl"]], capture_output=True, text=True, check=True)
-    assert '"version"' in done.stdout
+    assert '"model_version"' in done.stdout
     assert summary["package_digest"] in done.stdout
 
 
@@ -95,7 +95,8 @@ def test_down_ends_everything_and_up_serves_again(undisturbed: tuple[LivePlatfor
     assert platform.command("down").returncode == 0
     wait_for(lambda: not platform.processes(), 10, "every process to be gone")
     assert platform.command("up").returncode == 0
-    subprocess.run(["bash", "-c", summary["curl"]], capture_output=True, check=True)
+    answer = subprocess.run(["bash", "-c", summary["curl"]], capture_output=True, text=True, check=True)
+    assert summary["package_digest"] in answer.stdout
 
 
 def test_killed_on_the_way_it_ends_in_the_same_state(

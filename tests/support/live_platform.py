@@ -123,7 +123,7 @@ class LivePlatform:
         head = read_head(self.storage, "digits")
         return {
             "snapshot": summary["snapshot_id"],
-            "intervals": {interval: entry.manifest for interval, entry in head.intervals.items()},
+            "intervals": dict(head.intervals),
             "package": package.content_digest,
             "accuracy": summary["accuracy"],
             "held_out": [(one["label"], one["predicted"]) for one in summary["held_out"]],

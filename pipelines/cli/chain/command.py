@@ -117,6 +117,7 @@ def _outcome(settings: Settings, chain: Chain, ingests: list[PastRun], training:
         deployed=result_of(results, training, "deploy").load(Deployed),
         snapshot=snapshot.load(Snapshotted),
         findings=summary.findings_of(results, ingests),
+        notes=summary.notes_of(results, ingests),
         answers=probe.classify(settings, name, images),
         curl=probe.curl_line(settings, name, example),
         steps=chain.reporter.reports,

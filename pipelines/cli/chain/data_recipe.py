@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -56,8 +57,10 @@ def ensure_recipe(settings: Settings, data: str, name: str | None = None) -> Rec
     Raises UserError when the name belongs to other data, SourceError when there is no data.
     """
     uri = data if "://" in data else str(Path(data).expanduser().resolve())
-    name = name or name_of(uri)
-    known = recipes.registered(*settings.recipe_folders).get(name)
+    registered = recipes.registered(*settings.recipe_folders)
+    if name is None:
+        name = _own_name(uri, registered)
+    known = registered.get(name)
     if known is not None:
         if known.source.uri.rstrip("/") != uri.rstrip("/"):
             raise UserError(
@@ -73,6 +76,14 @@ def ensure_recipe(settings: Settings, data: str, name: str | None = None) -> Rec
     temporary.write_text(text, "utf-8")
     temporary.replace(path)
     return recipes.load(path)
+
+
+def _own_name(uri: str, registered: Mapping[str, Recipe]) -> str:
+    """The folder's name, with a part of the address's digest where other data have that name already."""
+    name = name_of(uri)
+    if name not in registered or registered[name].source.uri.rstrip("/") == uri.rstrip("/"):
+        return name
+    return f"{name[:35]}-{hashlib.sha256(uri.rstrip('/').encode()).hexdigest()[:4]}"
 
 
 def inspect(settings: Settings, uri: str) -> Inspection:

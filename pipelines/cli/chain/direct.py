@@ -14,13 +14,11 @@ from pipelines.cli.chain import graph
 from pipelines.cli.chain.base import Chain
 from pipelines.cli.execute import TASK_MARK, task_mark
 from pipelines.cli.past_runs import PastRun
-from pipelines.core.command import Command
+from pipelines.core.command import TAIL_LINES, Command, said
 from pipelines.core.errors import DarkroomError, GateRejected, UserError
 from pipelines.core.runs import RunId
 from pipelines.local.process import environment
 from pipelines.settings import REPOSITORY
-
-_TAIL_LINES = 15
 
 
 @dataclass
@@ -63,7 +61,7 @@ class DirectChain(Chain):
 
         def heard(line: str) -> None:
             tail.append(line)
-            del tail[:-_TAIL_LINES]
+            del tail[:-TAIL_LINES]
 
         with tempfile.TemporaryDirectory(prefix="darkroom-") as folder:
             outcome = Path(folder) / "outcome.json"
@@ -77,6 +75,5 @@ class DirectChain(Chain):
             if code == 0:
                 value: Mapping[str, Any] = json.loads(outcome.read_text())["value"]
                 return value
-        said = next((line for line in reversed(tail) if line.startswith("darkroom: ")), "\n    ".join(tail))
         kind = {1: GateRejected, 2: UserError}.get(code, DarkroomError)
-        raise kind(f"step {name} of {run}: {said.removeprefix('darkroom: ')}")
+        raise kind(f"step {name} of {run}: {said(tail)}")

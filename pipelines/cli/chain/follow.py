@@ -116,8 +116,9 @@ class Follower:
             said = f"the run is {run.state} though no task failed"
             return Failure(run=run, step="", exit_code=3, said=said, tail=[], url=self.orchestrator.run_url(run))
         lines = self.orchestrator.log(run, failed)
-        text = "\n".join(lines)
-        code, reason = _EXIT.search(text), _SAID.search(text)
+        # One entry of the log, however many lines it has; what comes after it is Airflow's own.
+        entry = next((line for line in lines if _EXIT.search(line)), "")
+        code, reason = _EXIT.search(entry), _SAID.search(entry)
         kept = [line for line in lines if line and not line.startswith("::") and "Task failed with exc" not in line]
         return Failure(
             run=run,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.cli.chain import graph
@@ -10,6 +10,7 @@ from pipelines.cli.execute import storage_of
 from pipelines.cli.past_runs import PastRun, past_runs
 from pipelines.cli.tables import console
 from pipelines.core import recipe as recipes
+from pipelines.core.datasets import list_parked
 from pipelines.settings import Settings
 
 
@@ -22,12 +23,16 @@ def list_runs(settings: Settings, recipe: str | None, limit: int) -> list[dict[s
         found += [(one, graph.INGEST) for one in past_runs(storage, graph.ingest_dag(settings, name))]
         found += [(one, graph.TRAIN) for one in past_runs(storage, graph.train_dag(settings, name))]
     found.sort(key=lambda pair: pair[0].ended_at, reverse=True)
-    return [_row(one, steps) for one, steps in found[:limit]]
+    parked = {name: {one.interval: one.reason for one in list_parked(storage, name)} for name in names}
+    return [_row(one, steps, parked[one.request.recipe.name]) for one, steps in found[:limit]]
 
 
-def _row(past: PastRun, steps: Sequence[str]) -> dict[str, Any]:
+def _row(past: PastRun, steps: Sequence[str], parked: Mapping[str, str]) -> dict[str, Any]:
+    """`parked` holds the reasons of the dataset's parked intervals."""
     done = [step for step in steps if past.finished(step)]
     idle = any(one.facts.get("nothing_to_do") for one in past.references)
+    reason = parked.get(past.request.interval, "") if "accept" in steps and not past.finished("accept") else ""
+    state = "nothing to do" if idle else "complete" if len(done) == len(steps) else "incomplete"
     return {
         "run": str(past.run),
         "dag_id": past.run.dag_id,
@@ -37,7 +42,8 @@ def _row(past: PastRun, steps: Sequence[str]) -> dict[str, Any]:
         "as_of": past.request.as_of,
         "kind": past.run.run_id.partition("__")[0].replace("_", " "),
         "last_step": done[-1] if done else "",
-        "state": "nothing to do" if idle else "complete" if len(done) == len(steps) else "incomplete",
+        "state": "parked" if reason else state,
+        "reason": reason,
         "ended_at": past.ended_at,
         "seconds": round(sum(one.process_s for one in past.references), 2),
         "reused": sum(one.reused for one in past.references),

@@ -12,7 +12,7 @@ from pipelines.cli.chain.probe import Answer
 from pipelines.cli.chain.report import StepReport
 from pipelines.cli.past_runs import PastRun
 from pipelines.core.results import ResultStore
-from pipelines.core.values import Deployed, Evaluated, Finding, Snapshotted, Validated
+from pipelines.core.values import Assembled, Deployed, Evaluated, Finding, Snapshotted, Validated
 from pipelines.settings import Settings
 
 
@@ -28,6 +28,8 @@ class Outcome:
     snapshot: Snapshotted
     findings: Sequence[tuple[str, Finding]]
     """Interval and what validation warned of."""
+    notes: Sequence[str]
+    """What ingest said of single files."""
     answers: Sequence[Answer]
     curl: str
     steps: Sequence[StepReport]
@@ -49,7 +51,7 @@ class Outcome:
             + (f", such as {one.examples[0]}" if one.examples else "")
             for interval, one in self.findings
         ]
-        return [*found, *self.snapshot.warnings]
+        return [*self.notes, *found, *self.snapshot.warnings]
 
     @property
     def overhead_per_task_s(self) -> float | None:
@@ -62,6 +64,12 @@ class Outcome:
 def findings_of(results: ResultStore, ingests: Sequence[PastRun]) -> list[tuple[str, Finding]]:
     found = [(one.request.interval, result_of(results, one, "validate").load(Validated)) for one in ingests]
     return [(interval, finding) for interval, validated in found for finding in validated.findings]
+
+
+def notes_of(results: ResultStore, ingests: Sequence[PastRun]) -> list[str]:
+    """What ingest has to say of single files and folders: empty classes, missing and unreadable files, by name."""
+    found = [(one.request.interval, result_of(results, one, "assemble").load(Assembled)) for one in ingests]
+    return [f"{interval}: {note}" for interval, assembled in found for note in assembled.notes]
 
 
 def places(settings: Settings, name: str, *, with_airflow: bool) -> dict[str, str]:

@@ -39,6 +39,7 @@ class AirflowChain(Chain):
         """Until Airflow has read both DAGs, which takes seconds for a new recipe."""
         for dag_id in (self.ingest_dag, self.train_dag):
             self.orchestrator.wait_for_dag(dag_id)
+            self.orchestrator.unpause(dag_id)  # a paused DAG would keep this command waiting for ever
 
     # --- ingest ----------------------------------------------------------------------------------------------------
 

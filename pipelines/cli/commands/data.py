@@ -29,7 +29,9 @@ def register(app: typer.Typer) -> None:
 
 
 def gc(
-    older_than: Annotated[float, typer.Option(metavar="DAYS", min=1, help="Keep everything used since.")],
+    older_than: Annotated[
+        float, typer.Option(metavar="DAYS", min=0, help="Keep everything used since. Below 1: only while no step runs.")
+    ] = 30.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")] = False,
 ) -> None:
@@ -93,6 +95,7 @@ def _local_garbage(settings: Settings, storage: Storage, cutoff: float, *, dry_r
     cache = settings.home / "cache"
     places = [("cache", path) for folder in ("s3", "archives") for path in (cache / folder).glob("*")]
     places += [("scratch", path) for path in (settings.home / "scratch").glob("*")]
+    places += [("checkpoint", path) for path in (settings.home / "checkpoints").glob("*")]
     if isinstance(storage, LocalStorage):
         places += [("scratch", path) for path in storage.leftovers()]
     for kind, path in places:
@@ -108,7 +111,7 @@ def _newest_and_size(path: Path) -> tuple[float, int]:
     newest, size = path.stat().st_mtime, 0
     for one in (path, *path.rglob("*")):
         status = one.lstat()
-        if path.parent.name == "scratch":
+        if path.parent.name in ("scratch", "checkpoints"):
             newest = max(newest, status.st_mtime)
         size += status.st_size if one.is_file() else 0
     return newest, size

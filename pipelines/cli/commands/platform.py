@@ -116,7 +116,7 @@ def status(
         "gateway_url": settings.gateway_url,
         "airflow_url": f"http://127.0.0.1:{settings.port('airflow')}",
         "mlflow_url": f"http://127.0.0.1:{settings.port('mlflow')}",
-        "data_docs": f"{settings.store_uri.rstrip('/')}/docs",
+        "data_docs": f"{settings.store_uri.rstrip('/')}/docs/index.html",
     }
     if as_json:
         typer.echo(json.dumps(table, indent=1))

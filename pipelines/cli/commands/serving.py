@@ -146,6 +146,9 @@ def _version(registry: ModelRegistry, model: str, text: str) -> ModelVersion:
     """Raises UserError, NotFound."""
     if text.isdecimal():
         return registry.version(model, int(text))
+    name, colon, number = text.partition(":")
+    if colon and number.isdecimal():
+        return registry.version(name, int(number))
     if text not in ("champion", "challenger"):
         raise UserError(f"VERSION {text!r}: expected a number, `challenger` or `champion`")
     found = registry.alias(model, text)
