@@ -51,11 +51,12 @@ def overhead(run: DagRun, tasks: Sequence[Task], references: Sequence[Reference]
     if run.started_at is None or run.ended_at is None or not last:
         return None
     made: Mapping[tuple[str, int | None], Reference] = {(one.step, one.shard): one for one in references}
-    path = [(task, made.get((task.task_id, task.shard))) for task in last.values()]
+    # A task that was skipped because of one before it ran no step, and counts for nothing.
+    path = [(task, found) for task in last.values() if (found := made.get((task.task_id, task.shard)))]
     began = min(run.started_at, *(task.started_at for task in last.values() if task.started_at))
     wall_s = (run.ended_at - began).total_seconds()
-    function_s = sum(reference.function_s for _, reference in path if reference)
-    process_s = sum(reference.process_s for _, reference in path if reference)
+    function_s = sum(reference.function_s for _, reference in path)
+    process_s = sum(reference.process_s for _, reference in path)
     cool_down_s = _cool_down(made.get(("settle", None)), began)
     return Overhead(
         run=f"{run.dag_id}/{run.run_id}",
