@@ -23,7 +23,7 @@ from pipelines.cli.registry import StepContext, StepSpec
 from pipelines.core import recipe as recipes
 from pipelines.core.closure import code_digest
 from pipelines.core.errors import NotFound, UserError
-from pipelines.core.processes import marked, session_members, start_time
+from pipelines.core.processes import birth, marked, session_members, start_time
 from pipelines.core.results import ResultStore, StoredResult, digest_json
 from pipelines.core.runs import Reference, RunFolder, RunId, RunRequest
 from pipelines.core.storage import Storage, open_storage
@@ -127,13 +127,13 @@ def _exclusive(folder: Path, mark: str) -> Iterator[None]:
         orphans = set(marked(TASK_MARK, mark))
         session, _, began = file.read().partition(" ")
         if session and int(session) != os.getsid(0):
-            orphans.update(session_members(int(session), float(began)))
+            orphans.update(session_members(int(session), began))
         for pid in orphans:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         file.truncate(0)
         if os.getsid(0) == os.getpid():
-            file.write(f"{os.getpid()} {start_time(os.getpid())}")
+            file.write(f"{os.getpid()} {birth(os.getpid())}")
             file.flush()
         yield
 

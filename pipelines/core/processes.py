@@ -35,16 +35,25 @@ def marked(name: str, value: str) -> Iterator[int]:
             continue
 
 
-def session_members(session: int, leader_started: float) -> Iterator[int]:
-    """Pids of the living processes of a session whose leader started at `leader_started` (epoch seconds).
+def birth(pid: int) -> str:
+    """What tells a process from any other that ever had its pid, whatever is done to the clock. Raises OSError."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{ticks}"
+
+
+def session_members(session: int, leader_birth: str) -> Iterator[int]:
+    """Pids of the living processes of a session whose leader had the given `birth`.
 
     Nothing is found where the number has been given to another session since.
     """
     try:
-        if abs(start_time(session) - leader_started) > 0.5:
+        if birth(session) != leader_birth:
             return
     except OSError:
-        pass  # the leader has ended; while a member lives, the kernel does not give its number away
+        # After a reboot the number means nothing.
+        if not leader_birth.startswith(Path("/proc/sys/kernel/random/boot_id").read_text().strip()):
+            return
+        # the leader has ended; while a member lives, the kernel does not give its number away
     own = ancestry(os.getpid())
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) in own:

@@ -126,10 +126,16 @@ def _say(text: str) -> None:
 
 def main(lock: str, command: Sequence[str]) -> int:
     with open(lock, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return BUSY
+        # Who asks whether a keeper runs holds the lock for a moment; only another keeper holds it for long.
+        deadline = time.monotonic() + 2.0
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return BUSY
+                time.sleep(0.01)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.core.processes import is_zombie, start_time
+from pipelines.core.processes import birth, is_zombie
 from pipelines.settings import Settings
 
 Phase = Literal["starting", "ready", "stopping", "stopped", "failed"]
@@ -44,7 +44,7 @@ class PlatformState:
     error: str = ""
     exit_code: int = 0
     supervisor_pid: int = field(default_factory=os.getpid)
-    supervisor_started: float = field(default_factory=lambda: start_time(os.getpid()))
+    supervisor_birth: str = field(default_factory=lambda: birth(os.getpid()))
 
 
 def folder(settings: Settings) -> Path:
@@ -83,7 +83,7 @@ def current(settings: Settings) -> PlatformState | None:
     if found is None:
         return None
     try:
-        alive = not is_zombie(found.supervisor_pid) and start_time(found.supervisor_pid) == found.supervisor_started
+        alive = not is_zombie(found.supervisor_pid) and birth(found.supervisor_pid) == found.supervisor_birth
     except OSError:
         alive = False
     return found if alive else replace(found, phase="starting", processes=())

@@ -67,8 +67,11 @@ class StepHost:
         connection.settimeout(5)
         try:
             message, descriptors, _, _ = socket.recv_fds(connection, MAX_ORDER_BYTES, 1)
-            while message and not message.endswith(b"\n"):
-                message += connection.recv(MAX_ORDER_BYTES)
+            while not message.endswith(b"\n"):
+                chunk = connection.recv(MAX_ORDER_BYTES)
+                if not chunk:
+                    raise ValueError("the caller went away in the middle of its order")
+                message += chunk
             order = json.loads(message)
             (output,) = descriptors
         except (OSError, ValueError):
@@ -121,6 +124,8 @@ class StepHost:
         # Also where the step ended by itself: nothing of its session may outlive it.
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
+        # And the child by itself: where the caller has gone at once, it has no group of its own yet.
+        os.kill(child.pid, signal.SIGKILL)
         _, status = os.waitpid(child.pid, 0)
         if ended:
             with suppress(OSError):

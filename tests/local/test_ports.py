@@ -48,9 +48,10 @@ def test_another_service_moves_aside_and_stays_there(
     (home_settings.home / "ports.json").write_text(json.dumps({**kept, "mlflow": busy}))
     chosen = assign(home_settings, reservations)
     assert chosen["mlflow"] > busy
-    assert {name: port for name, port in chosen.items() if name != "mlflow"} == {
+    assert {name: port for name, port in chosen.items() if name not in ("mlflow", "gateway")} == {
         name: port for name, port in kept.items() if name != "mlflow"
     }
+    assert chosen["gateway"] == home_settings.gateway_port
     assert home_settings.port("mlflow") == chosen["mlflow"]
     reservations.release()
     assert assign(home_settings, reservations) == chosen

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.core.processes import is_zombie
-from pipelines.core.stephost import SOCKET_NAME, HostedStep, start_hosted
+from pipelines.core.stephost import SOCKET_NAME, HostedStep, short_path, start_hosted
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -112,3 +114,20 @@ def test_a_killed_host_ends_its_steps(host: tuple[subprocess.Popen[bytes], Path]
 
 def test_without_a_host_the_caller_is_told(tmp_path: Path, tree: Path) -> None:
     assert start_hosted(tmp_path, ["step"], {}, tree, 1) is None
+
+
+def test_a_caller_that_is_gone_at_once_does_not_hold_up_the_others(host: tuple[object, Path], tree: Path) -> None:
+    for _ in range(5):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with short_path(host[1], SOCKET_NAME) as path:
+            _wait(lambda path=path, connection=connection: connection.connect_ex(path) == 0)
+        order = {"arguments": ["step"], "environment": dict(os.environ), "cwd": str(tree)}
+        socket.send_fds(connection, [json.dumps(order).encode() + b"\n"], [1])
+        connection.close()
+    half = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with short_path(host[1], SOCKET_NAME) as path:
+        half.connect(path)
+    half.sendall(b"{")
+    half.close()
+    step, _ = _start(host[1], tree, "step", "fail")
+    assert step.wait() == 2
