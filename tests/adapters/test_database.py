@@ -80,6 +80,15 @@ def test_a_newer_request_supersedes_one_on_its_way(url: str) -> None:
     assert database.mark_live(url, second)
 
 
+def test_recording_a_live_deployment_again_changes_nothing(url: str) -> None:
+    """As after a commit whose answer was lost."""
+    first = database.request_deployment(url, build(1), SPEC)
+    assert [database.mark_live(url, first), database.mark_live(url, first)] == [True, True]
+    assert [one.event for one in database.history(url)] == ["requested", "deploy_live"]
+    bring_up(url, 2)
+    assert not database.mark_live(url, first)
+
+
 def test_many_ask_at_once_for_the_same(url: str) -> None:
     found: list[int] = []
     threads = [
@@ -113,6 +122,25 @@ def test_rolling_back_twice_goes_back_twice(url: str) -> None:
         assert before is not None
         assert before.id == expected
         bring_up(url, before.build.version, kind="rollback", origin=before.origin)
+    assert database.previous(url, "digits") is None
+
+
+def test_a_rollback_never_returns_to_what_was_rolled_back_from(url: str) -> None:
+    def roll_back() -> int:
+        before = database.previous(url, "digits")
+        assert before is not None
+        bring_up(url, before.build.version, kind="rollback", origin=before.origin)
+        return before.build.version
+
+    bring_up(url, 1)
+    bring_up(url, 2)
+    assert roll_back() == 1
+    bring_up(url, 3)
+    assert roll_back() == 1  # not version 2, though it is newer
+    assert database.previous(url, "digits") is None
+    bring_up(url, 4)
+    bring_up(url, 5)
+    assert [roll_back(), roll_back()] == [4, 1]  # twice goes back twice
     assert database.previous(url, "digits") is None
 
 

@@ -100,14 +100,15 @@ def current(url: str, model: str) -> Deployment | None:
 def previous(url: str, model: str) -> Deployment | None:
     """The last successful deployment before the current one, of another package.
 
-    After a rollback it is the one before that which the rollback returned to: rolling back twice goes back twice.
+    After a rollback it is the one before that which the rollback returned to: rolling back twice goes back twice. What
+    a rollback brought back counts itself, so that a later one never returns to what was rolled back from.
     """
     with connect(url) as connection:
         live = _desired(connection, model).live
         if live is None:
             return None
         row = connection.execute(
-            "SELECT * FROM deployments WHERE model = %s AND live_at IS NOT NULL AND id < %s AND origin = id"
+            "SELECT * FROM deployments WHERE model = %s AND live_at IS NOT NULL AND id < %s"
             " AND package_digest <> %s ORDER BY id DESC LIMIT 1",
             [model, live.origin, live.build.package_digest],
         ).fetchone()
@@ -182,8 +183,9 @@ def mark_live(url: str, deployment: Deployment) -> bool:
     model = deployment.build.model
     with connect(url) as connection:
         _lock_model(connection, model)
-        if _state(connection, deployment.id) not in ("requested", "starting"):
-            return False
+        state = _state(connection, deployment.id)
+        if state not in ("requested", "starting"):
+            return state == "live"  # recorded before, by a commit whose answer was lost
         live = _desired(connection, model).live
         if live is not None:
             connection.execute("UPDATE deployments SET state = 'retired', ended_at = now() WHERE id = %s", [live.id])
