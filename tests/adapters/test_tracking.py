@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow.onnx
 import mlflow.pyfunc
 import numpy as np
+import psycopg
 import pytest
 from example_packages import RIGHT_PIXELS, write_package
 from mlflow.entities import Metric
@@ -206,6 +208,44 @@ def test_what_is_not_there(settings: Settings) -> None:
             call()
     with pytest.raises(NotFound):
         registry.promote("nothing", 1)
+
+
+def test_a_database_that_goes_away_is_not_an_empty_registry(
+    settings: Settings, candidate: Callable[..., Registration]
+) -> None:
+    """A champion that cannot be asked for is still the champion: the gate must not judge without it."""
+    registration = candidate()
+    registry = MlflowRegistry(settings)
+    model = registry.register(registration).model
+    registry.promote(model, 1)
+    with _without_database(settings):
+        for call in (
+            lambda: registry.alias(model, "champion"),
+            lambda: registry.version(model, 1),
+            lambda: registry.versions(model),
+            lambda: registry._exists(model),
+            lambda: registry._run("0", replace(registration, tracking_run_id="0" * 32)),
+        ):
+            with pytest.raises(PlatformError, match="darkroom up"):
+                call()
+    found = registry.alias(model, "champion")
+    assert found is not None
+    assert found.version == 1
+
+
+@contextmanager
+def _without_database(settings: Settings) -> Iterator[None]:
+    """MLflow's database takes no connection, and has ended those that there were."""
+    url = settings.database_url("mlflow")
+    name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 0".encode())
+        connection.execute(others.encode(), [name])
+        try:
+            yield
+        finally:
+            connection.execute(f"ALTER DATABASE {name} CONNECTION LIMIT -1".encode())
 
 
 def test_the_package_of_a_version(settings: Settings, candidate: Callable[..., Registration]) -> None:

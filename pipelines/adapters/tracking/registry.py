@@ -14,13 +14,14 @@ from pipelines.adapters.tracking.connection import connect, experiment, locked
 from pipelines.adapters.tracking.flavor import save_model
 from pipelines.adapters.tracking.runs import log_params, log_points
 from pipelines.core import package_store
-from pipelines.core.errors import NotFound
+from pipelines.core.errors import NotFound, PlatformError
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.ports import ModelVersion, Registration
 from pipelines.core.storage import open_storage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     from pipelines.settings import Settings
 
@@ -69,6 +70,7 @@ class MlflowRegistry:
             try:
                 aliases = self._client.get_registered_model(name).aliases
             except MlflowException as error:
+                _must_be_missing(error)
                 raise NotFound(f"model {name}: no such model; `darkroom models` lists them") from error
             rows = _pages(self._client.search_model_versions, filter_string=f"name = '{name}'")
             found += [_version(row, aliases) for row in rows]
@@ -82,6 +84,7 @@ class MlflowRegistry:
             row = self._client.get_model_version(model, str(version))
             return _version(row, self._client.get_registered_model(model).aliases)
         except MlflowException as error:
+            _must_be_missing(error)
             raise NotFound(f"model {model} has no version {version}; `darkroom models` lists them") from error
 
     def alias(self, model: str, alias: str) -> ModelVersion | None:
@@ -90,7 +93,8 @@ class MlflowRegistry:
 
         try:
             aliases = self._client.get_registered_model(model).aliases
-        except MlflowException:
+        except MlflowException as error:
+            _must_be_missing(error)
             return None
         return self.version(model, int(aliases[alias])) if alias in aliases else None
 
@@ -172,7 +176,8 @@ class MlflowRegistry:
         run_id = registration.tracking_run_id
         try:
             known = run_id and client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException:
+        except MlflowException as error:
+            _must_be_missing(error)
             known = False
         if not known:
             run_id = str(client.create_run(experiment_id, run_name=registration.tags.get("run")).info.run_id)
@@ -204,7 +209,8 @@ class MlflowRegistry:
 
         try:
             self._client.get_registered_model(model)
-        except MlflowException:
+        except MlflowException as error:
+            _must_be_missing(error)
             return False
         return True
 
@@ -225,6 +231,12 @@ def _figures(metrics: Mapping[str, float]) -> str:
         return "not evaluated"
     value, low, high = (100 * metrics[word] for word in words)
     return f"accuracy {value:.2f}% [{low:.2f}, {high:.2f}] on the snapshot's test images"
+
+
+def _must_be_missing(error: MlflowException) -> None:
+    """Raises PlatformError unless MLflow says that there is no such thing: a database that is away holds no verdict."""
+    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # the latter: no name at all
+        raise PlatformError(f"MLflow's database does not answer ({error.message}); `darkroom up` starts it") from error
 
 
 def _version(row: Any, aliases: Mapping[str, str]) -> ModelVersion:
