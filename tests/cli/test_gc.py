@@ -76,7 +76,7 @@ def test_what_serves_and_what_a_rollback_needs_stays(storage: LocalStorage) -> N
 
 def test_leftovers_of_killed_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
-    paths = [tmp_path / "store" / "blobs" / ".partial-1", tmp_path / "scratch" / "train-1" / "x"]
+    paths = [tmp_path / "store" / ".partial" / "1", tmp_path / "scratch" / "train-1" / "x"]
     paths += [tmp_path / "cache" / "archives" / "a.tar", tmp_path / "cache" / "s3" / "b" / "c"]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,8 +146,53 @@ def test_a_half_written_file_is_not_listed(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     storage.write("a", b"1")
     storage.compare_and_swap("b", None, b"1")
-    (tmp_path / ".partial-0123").write_bytes(b"")
+    (tmp_path / ".partial" / "0123").write_bytes(b"")
     assert [entry.key for entry in storage.list()] == ["a", "b"]
+    assert storage.folders()[0] == []
+    assert list(storage.leftovers()) == [tmp_path / ".partial" / "0123"]
+
+
+WRITES = """
+import os, pathlib, signal, sys
+from pipelines.core.storage import LocalStorage
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+pathlib.Path.replace = die
+storage, made = LocalStorage(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2])
+made.write_bytes(b"x")
+{"write": storage.write, "write_new": storage.write_new}.get(sys.argv[3], storage.write_file)(
+    "packages/p/file", made if sys.argv[3] == "write_file" else b"x"
+)
+"""
+
+
+@pytest.mark.parametrize("way", ["write", "write_new", "write_file"])
+def test_a_writer_that_was_killed_leaves_nothing_beside_the_objects(tmp_path: Path, way: str) -> None:
+    arguments = [str(tmp_path / "store"), str(tmp_path / "made"), way]
+    assert subprocess.run([sys.executable, "-c", WRITES, *arguments], check=False).returncode == -9
+    assert list((tmp_path / "store" / "packages").rglob("*")) == [tmp_path / "store" / "packages" / "p"]
+    assert len(list(LocalStorage(tmp_path / "store").leftovers())) == 1
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_ino))
+    path = tmp_path / "made"
+    path.write_bytes(b"x")
+    LocalStorage(tmp_path / "store").write_file("results/r/one", path)
+    assert flushed == [(tmp_path / "store/results/r/one").stat().st_ino]
+
+
+def test_links_that_lead_nowhere_are_left_out_and_remembered(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write("a", b"1")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    assert [entry.key for entry in storage.folders()[1]] == ["a"]
+    assert [entry.key for entry in storage.list()] == ["a"]
+    assert storage.broken_links == {str(tmp_path / "gone"), str(tmp_path / "round")}
 
 
 def test_other_schemes_are_refused() -> None:

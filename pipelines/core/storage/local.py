@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -17,14 +18,22 @@ from pathlib import Path
 from pipelines.core.errors import NotFound, SourceError
 from pipelines.core.storage.interface import REFRESH_S, Entry
 
+_PARTIAL = ".partial"
+
 
 class LocalStorage:
-    """Objects as files below a folder; renames make writes atomic."""
+    """Objects as files below a folder; renames make writes atomic.
+
+    What is being written lies in `.partial/` below the root, never beside its target: a folder of objects holds nothing
+    but objects, wherever a process was killed.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.uri = str(self.root)
         self.endpoint_url: str | None = None
+        self.broken_links: set[str] = set()
+        """Links to nothing that listings have left out."""
 
     def _path(self, key: str) -> Path:
         path = self.root / key
@@ -47,7 +56,7 @@ class LocalStorage:
 
     def write(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        temporary = _beside(path)
+        temporary = self._partial(path)
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -66,7 +75,7 @@ class LocalStorage:
                 return
         except FileNotFoundError:
             pass
-        temporary = _beside(path)
+        temporary = self._partial(path)
         try:
             temporary.write_bytes(data)
             temporary.replace(path)
@@ -83,20 +92,29 @@ class LocalStorage:
 
     def leftovers(self) -> Iterator[Path]:
         """Half-written files of processes that were killed, and of those that write now."""
-        for folder, names, files in os.walk(self.root):
-            yield from (Path(folder) / name for name in (*names, *files) if name.startswith(".partial-"))
+        yield from (self.root / _PARTIAL).glob("*")
+
+    def _partial(self, target: Path) -> Path:
+        """Where a file is written before it is renamed to `target`, whose folder is made."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = self.root / _PARTIAL
+        folder.mkdir(exist_ok=True)
+        return folder / uuid.uuid4().hex
 
     def flush(self) -> None:
         os.sync()
 
     def write_file(self, key: str, path: Path) -> None:
         target = self._path(key)
-        temporary = _beside(target)
+        temporary = self._partial(target)
         try:
             try:
                 path.rename(temporary)
             except OSError:  # another file system
                 shutil.copyfile(path, temporary)
+            # Else a power failure could leave an empty file behind a seal that was flushed.
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -121,18 +139,16 @@ class LocalStorage:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder, _, start = prefix.rpartition("/")
-        yield from _walk(self.root, folder, start)
+        yield from self._walk(folder, start)
 
     def folders(self, prefix: str = "") -> tuple[builtins.list[str], builtins.list[Entry]]:
         try:
             children = sorted(os.scandir(self._path(prefix)), key=lambda child: child.name)
         except (FileNotFoundError, NotADirectoryError):
             return [], []
+        names = [child.name for child in children if _is_folder(child) and not _internal(child.name)]
         files = [child for child in children if not _is_folder(child) and not _internal(child.name)]
-        return (
-            [child.name for child in children if _is_folder(child)],
-            [_entry(f"{prefix}{child.name}", child.stat()) for child in files],
-        )
+        return names, [entry for child in files if (entry := self._listed(f"{prefix}{child.name}", child))]
 
     def local(self, key: str, cache: Path) -> Path:  # noqa: ARG002 (a local object needs no copy)
         path = self._path(key)
@@ -143,23 +159,30 @@ class LocalStorage:
     def locate(self, key: str) -> str:
         return str(self._path(key))
 
-
-def _walk(root: Path, folder: str, start: str) -> Iterator[Entry]:
-    try:
-        children = sorted(os.scandir(root / folder), key=lambda child: child.name + ("/" if _is_folder(child) else ""))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for child in children:
-        if not child.name.startswith(start) or _internal(child.name):
-            continue
-        key = f"{folder}/{child.name}" if folder else child.name
-        if _is_folder(child):
-            yield from _walk(root, key, "")
-        else:
-            try:
-                yield _entry(key, child.stat())
-            except FileNotFoundError:  # a broken link, or deleted since
+    def _walk(self, folder: str, start: str) -> Iterator[Entry]:
+        try:
+            children = os.scandir(self.root / folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for child in sorted(children, key=lambda child: child.name + ("/" if _is_folder(child) else "")):
+            if not child.name.startswith(start) or _internal(child.name):
                 continue
+            key = f"{folder}/{child.name}" if folder else child.name
+            if _is_folder(child):
+                yield from self._walk(key, "")
+            elif entry := self._listed(key, child):
+                yield entry
+
+    def _listed(self, key: str, child: os.DirEntry[str]) -> Entry | None:
+        """None for what was deleted since, and for a link to nothing."""
+        try:
+            return _entry(key, child.stat())
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            if child.is_symlink():
+                self.broken_links.add(child.path)
+            return None
 
 
 def _entry(key: str, status: os.stat_result) -> Entry:
@@ -177,12 +200,7 @@ def _is_folder(child: os.DirEntry[str]) -> bool:
 
 def _internal(name: str) -> bool:
     """Files of this class: half-written ones and locks."""
-    return name.startswith(".partial-") or (name.startswith(".") and name.endswith(".lock"))
-
-
-def _beside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".partial-{uuid.uuid4().hex}"
+    return name == _PARTIAL or (name.startswith(".") and name.endswith(".lock"))
 
 
 @contextmanager
