@@ -144,6 +144,21 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
     assert "2 hidden or system files left out" in text
 
 
+@pytest.mark.parametrize("hidden", [".DS_Store", "cat/.DS_Store", ".thumbs/1.png", "cat/Thumbs.db"])
+def test_a_day_with_hidden_files_only_is_none(hidden: str, tmp_path: Path) -> None:
+    root = fill(tmp_path / "in", "dt=2024-01-01/cat/1", "dt=2024-01-01/dog/2", f"dt=2024-01-02/{hidden}")
+    assert list_intervals(Source(uri=str(root)), home=tmp_path) == ["2024-01-01"]
+
+
+def test_a_link_that_leads_nowhere_is_noted(tmp_path: Path) -> None:
+    root = fill(tmp_path / "in", "cat/1", "dog/2")
+    for link in (root / "gone", root / "cat" / "gone"):
+        link.symlink_to(tmp_path / "nothing")
+    files, notes = listed(Source(uri=str(root)), tmp_path)
+    assert labels(files) == [("1", None, "cat"), ("2", None, "dog")]
+    assert f"2 links lead nowhere and are left out, such as {root / 'cat' / 'gone'}" in notes
+
+
 def test_a_stray_file_beside_days_is_noted(tmp_path: Path) -> None:
     root = fill(tmp_path / "in", "dt=2024-01-01/cat/1", "dt=2024-01-01/stray", "LICENSE")
     files, notes = listed(Source(uri=str(root)), tmp_path, "2024-01-01")

@@ -13,7 +13,7 @@ from pipelines.core.datasets import STATIC, UNDATED
 from pipelines.core.errors import SourceError
 from pipelines.core.sources.archive import ArchiveTree, Member
 from pipelines.core.sources.files import SourceFile
-from pipelines.core.storage import Entry
+from pipelines.core.storage import Entry, LocalStorage
 
 SPLIT_NAMES = {
     "train": "train",
@@ -78,6 +78,9 @@ class ClassFolders:
             raise SourceError(f"{self.uri}: no class folders; expected <class>/<image> or <split>/<class>/<image>")
         if hidden:
             notes.append(f"{len(hidden)} hidden or system files left out, such as {hidden[0]}")
+        broken = sorted(self.tree.broken_links) if isinstance(self.tree, LocalStorage) else []
+        if broken:
+            notes.append(f"{len(broken)} links lead nowhere and are left out, such as {broken[0]}")
 
     def _class(self, place: _Place, interval: str, notes: list[str], hidden: list[str]) -> Iterator[SourceFile]:
         """Files of one class folder, below further folders too."""
@@ -158,7 +161,8 @@ class ClassFolders:
                 yield from self._days(replace(child, label=place.label or child.label))
 
     def _any_file(self, prefix: str) -> bool:
-        return next(iter(self.tree.list(prefix)), None) is not None
+        paths = (entry.key[len(prefix) :].split("/") for entry in self.tree.list(prefix))
+        return any(not any(_is_hidden(name) for name in path) for path in paths)
 
     def _unwrap(self) -> str:
         """The prefix below folders that wrap everything, as archives of a folder have them."""
