@@ -41,6 +41,8 @@ GATEWAY_S = 15.0
 """Longest wait for the gateway to find a ready process healthy, or to answer with the new version."""
 QUIET_S = 1.0
 """No request in flight for so long counts as drained."""
+_WANTED = ("starting", "live")
+"""States of a deployment that is still to serve; it is live already where a platform lost it."""
 
 
 class Interrupted(Exception):
@@ -118,11 +120,17 @@ class Reconciler:
         thread = self._threads.get(desired.model)
         if thread is not None and thread.is_alive():
             return
-        if desired.live is not None and desired.live.id not in self._fleets:
-            self._adopt(desired.live)
-        if desired.desired is not None:
+        wanted = desired.desired
+        live = desired.live
+        if live is not None and live.id not in self._fleets:
+            if self._routes.get(desired.model) in self._fleets:
+                wanted = wanted or live  # another one stands in for it, and does so until it is ready and proved
+            else:
+                # One that cannot be unpacked any more must not keep the next one from coming.
+                self._guard(f"{desired.model} deployment {live.id}", lambda: self._adopt(live))
+        if wanted is not None:
             thread = threading.Thread(
-                target=self._roll_out, args=(desired.desired,), name=f"rollout {desired.model}", daemon=True
+                target=self._roll_out, args=(wanted,), name=f"rollout {desired.model}", daemon=True
             )
             self._threads[desired.model] = thread
             thread.start()
@@ -175,7 +183,7 @@ class Reconciler:
         try:
             self._persist(lambda: database.mark_starting(self._url, deployment.id))
             fleet = self._bring_up(deployment)
-            if self._persist(lambda: database.get(self._url, deployment.id)).state != "starting":
+            if self._persist(lambda: database.get(self._url, deployment.id)).state not in _WANTED:
                 raise DeploymentFailed("superseded by a newer request")
             self._move(fleet)
             if not self._persist(lambda: database.mark_live(self._url, deployment)):

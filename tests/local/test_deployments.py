@@ -156,14 +156,23 @@ def test_a_process_that_cannot_start_says_why(
     assert served_version(settings) == before
 
 
-def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(
-    settings: Settings,
-    builds: dict[int, Build],
-    postgres_settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+def test_what_the_database_calls_live_takes_over_only_when_it_is_ready(
+    reconciler: Reconciler, settings: Settings, builds: dict[int, Build]
 ) -> None:
-    """A supervisor of its own is killed while version 2 is on its way; the next one brings up both, 2 last."""
+    """As after a rollout whose record arrived though it was taken back: until then, what serves goes on serving."""
+    url = settings.database_url("darkroom")
+    assert deploy(settings, builds[1]).state == "live"
+    with Load(settings.gateway_port, "/v1/classify").running() as load:
+        assert database.mark_live(url, database.request_deployment(url, builds[2], SPEC))
+        wait_until(lambda: load.versions.get("2"))
+    assert load.failures == []
+    assert database.current(url, "colours").build == builds[2]  # type: ignore[union-attr]
+    wait_until(lambda: len(reconciler.processes()) == 1)
+
+
+@pytest.fixture
+def own(settings: Settings, postgres_settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
+    """A home, a gateway and a schema of a test's own, over the module's store."""
     monkeypatch.delenv(VARIABLE)
     url = in_own_schema(postgres_settings)
     for name, value in {
@@ -174,7 +183,26 @@ def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(
         "DARKROOM_ENVOY_ADMIN_PORT": str(free_port()),
     }.items():
         monkeypatch.setenv(name, value)
-    own = settings_module.load()
+    return settings_module.load()
+
+
+def test_a_live_bento_that_is_lost_does_not_keep_the_next_one_from_serving(
+    own: Settings, builds: dict[int, Build]
+) -> None:
+    url = own.database_url("darkroom")
+    database.migrate(url)
+    lost = replace(builds[1], bento_digest="0" * 64, bento_key="bentos/lost.tar")
+    assert database.mark_live(url, database.request_deployment(url, lost, SPEC))
+    with serving(own):
+        assert deploy(own, builds[2]).state == "live"
+        assert served_version(own) == "2"
+
+
+def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(
+    own: Settings, builds: dict[int, Build]
+) -> None:
+    """A supervisor of its own is killed while version 2 is on its way; the next one brings up both, 2 last."""
+    url = own.database_url("darkroom")
     with serving(own):
         assert deploy(own, builds[1]).state == "live"
     # Everything is down, as after a reboot. A platform that gets killed:
