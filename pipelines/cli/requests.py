@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pipelines.adapters import database
 from pipelines.adapters.gateway import wait_until_answers
-from pipelines.core.deployments import Build, Deployment, ServingSpec
+from pipelines.core.deployments import Build, Deployment, ServingSpec, Withdrawn
+from pipelines.core.errors import NotFound
+from pipelines.core.ports import ModelRegistry
 from pipelines.settings import Settings
 
 
@@ -31,3 +33,21 @@ class DeploymentRequests:
 
     def previous(self, model: str) -> Deployment | None:
         return database.previous(self._url, model)
+
+
+class RolledBack:
+    """Fulfils `core.ports.Withdrawals`: the history tells versions, the registry their content."""
+
+    def __init__(self, settings: Settings, registry: ModelRegistry) -> None:
+        self._url = settings.database_url("darkroom")
+        self._registry = registry
+
+    def find(self, model: str, content_digest: str) -> Withdrawn | None:
+        for version, withdrawn in database.withdrawn(self._url, model).items():
+            try:
+                content = self._registry.version(model, version).tags.get("content")
+            except NotFound:
+                continue
+            if content == content_digest:
+                return withdrawn
+        return None

@@ -50,6 +50,17 @@ class Deployment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Withdrawn:
+    """A version that a rollback took away, and that has not served again since."""
+
+    version: int
+    returned_to: int
+    """The version that took its place."""
+    at: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Desired:
     """What a model should serve and what it serves."""
 

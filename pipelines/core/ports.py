@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pipelines.core.deployments import Build, Deployment, ServingSpec
+from pipelines.core.deployments import Build, Deployment, ServingSpec, Withdrawn
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.pixelset import Pixels
 
@@ -180,3 +180,10 @@ class Deployments(Protocol):
 
     def previous(self, model: str) -> Deployment | None:
         """The last successful one before the current, of another package."""
+
+
+class Withdrawals(Protocol):
+    """What a person has rolled back from."""
+
+    def find(self, model: str, content_digest: str) -> Withdrawn | None:
+        """The withdrawn version with this content; None where there is none, or it has served again since."""

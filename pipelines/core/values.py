@@ -178,7 +178,8 @@ class Compared:
     """`compare` (effect). Candidate and champion scored now on common test rows."""
 
     verdict: str
-    """better, not_worse, worse, too_few or same (the candidate is the champion)."""
+    """better, not_worse, worse, too_few, same (the candidate is the champion) or rolled_back (it was, and a rollback
+    took it away)."""
     accepted: bool
     reason: str
     champion_version: int | None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines.core import manifest, model_package
 from pipelines.core.inference import Classifier
 from pipelines.core.model_package import ModelPackage
+from pipelines.core.ports import Withdrawals
 from pipelines.core.recipe import Gate, Split
 from pipelines.core.scoring import score
 from pipelines.core.unseen import COLUMNS, unseen_test_rows
@@ -35,6 +36,7 @@ def compare(
     candidate: Path,
     snapshot: Path,
     champion: Champion | None,
+    withdrawals: Withdrawals,
     read_image: Callable[[str], bytes],
     out: Path,
     *,
@@ -44,13 +46,20 @@ def compare(
 ) -> Compared:
     """`candidate` is the final package's folder, `snapshot` the manifest it was trained on.
 
-    The images judged on, and who was right, go to `out`/judged.json.
+    Content that a person has rolled back from is refused unseen: figures let it pass once, and reality did not. The
+    images judged on, and who was right, go to `out`/judged.json.
     """
     package = model_package.load(candidate)
     version = champion.version if champion else None
     if champion and champion.package.content_digest == package.content_digest:
         reason = f"the candidate is champion version {champion.version}"
         return Compared(verdict="same", accepted=True, reason=reason, champion_version=version, num_images=0)
+    if withdrawn := withdrawals.find(package.name, package.content_digest):
+        reason = (
+            f"it is what version {withdrawn.version} is, which was rolled back from, to version "
+            f"{withdrawn.returned_to}, at {withdrawn.at[:19]} UTC"
+        )
+        return Compared(verdict="rolled_back", accepted=False, reason=reason, champion_version=version, num_images=0)
     known = manifest.read(champion.snapshot, COLUMNS) if champion else None
     rows = unseen_test_rows(manifest.read(snapshot, COLUMNS), known, split)
     hits = _hits(package, rows, read_image, threads)

@@ -9,7 +9,11 @@ from pipelines.core.values import Compared, Gated, Registered
 def gate(compared: Compared, registered: Registered) -> Gated:
     """Raises GateRejected with the figures; the version stays registered."""
     if not compared.accepted:
-        words = {"worse": "worse than what serves", "too_few": "too few images to tell"}
+        words = {
+            "worse": "worse than what serves",
+            "too_few": "too few images to tell",
+            "rolled_back": "it served before and was rolled back from",
+        }
         raise GateRejected(
             f"{registered.model} version {registered.version} is registered but not deployed: "
             f"{words.get(compared.verdict, compared.verdict)}. {compared.reason}. "

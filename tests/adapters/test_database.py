@@ -144,6 +144,24 @@ def test_a_rollback_never_returns_to_what_was_rolled_back_from(url: str) -> None
     assert database.previous(url, "digits") is None
 
 
+def test_what_was_rolled_back_from_is_known_until_it_serves_again(url: str) -> None:
+    def withdrawn() -> dict[int, int]:
+        return {one.version: one.returned_to for one in database.withdrawn(url, "digits").values()}
+
+    bring_up(url, 1)
+    bring_up(url, 2)
+    assert withdrawn() == {}
+    bring_up(url, 1, kind="rollback", origin=1)
+    assert withdrawn() == {2: 1}
+    bring_up(url, 3)
+    assert withdrawn() == {2: 1}  # another version says nothing of it
+    bring_up(url, 2, kind="promote")
+    assert withdrawn() == {}  # a person has changed their mind
+    bring_up(url, 3, kind="promote")
+    bring_up(url, 2, kind="rollback")
+    assert withdrawn() == {3: 2}
+
+
 def test_rolling_back_skips_other_builds_of_what_serves(url: str) -> None:
     first = bring_up(url, 1)
     for number in range(2):

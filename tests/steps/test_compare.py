@@ -14,7 +14,9 @@ import pytest
 from example_packages import COLOURS, coloured, write_package
 
 from pipelines.core import manifest
+from pipelines.core.deployments import Withdrawn
 from pipelines.core.errors import GateRejected
+from pipelines.core.model_package import ModelPackage
 from pipelines.core.recipe import Gate, Split
 from pipelines.core.values import Compared, Gated, Registered
 from pipelines.core.verdicts import against_champion, against_majority
@@ -24,6 +26,17 @@ from pipelines.steps.gate import gate
 RIGHT = 10 * np.eye(3, dtype=np.float32)
 BLIND_TO_BLUE = RIGHT * np.array([1, 1, 0], np.float32)
 CONSTANT = np.zeros((3, 3), np.float32)
+
+
+class _Withdrawals:
+    """At most one version, 4, was rolled back from, to version 3."""
+
+    def __init__(self, package: ModelPackage | None) -> None:
+        self._content = package.content_digest if package else ""
+
+    def find(self, model: str, content_digest: str) -> Withdrawn | None:
+        mine = model == "colours" and content_digest == self._content
+        return Withdrawn(version=4, returned_to=3, at="2024-01-02T10:00:00.123+00:00") if mine else None
 
 
 class World:
@@ -77,6 +90,7 @@ class World:
         champion: tuple[np.ndarray, Path] | None = None,
         gate: Gate | None = None,
         class_names: tuple[str, ...] = COLOURS,
+        withdrawn: ModelPackage | None = None,
     ) -> Compared:
         candidate = write_package(self.folder / "candidate", weights=weights, run_id="train_classifier/new")
         serving = None
@@ -87,6 +101,7 @@ class World:
             candidate.folder,
             snapshot,
             serving,
+            _Withdrawals(withdrawn),
             self.blobs.__getitem__,
             self.folder,
             gate=gate or Gate(),
@@ -158,6 +173,24 @@ def test_the_champion_itself_is_the_same(world: World) -> None:
     snapshot = world.snapshot("s", world.balanced(1))
     found = world.compare(RIGHT, snapshot, champion=(RIGHT, snapshot))
     assert (found.verdict, found.accepted, found.champion_version) == ("same", True, 3)
+
+
+def test_what_was_rolled_back_from_is_refused(world: World) -> None:
+    """Another run made the same content; its figures would let it pass."""
+    snapshot = world.snapshot("s", world.balanced(20))
+    withdrawn = write_package(world.folder / "withdrawn", weights=RIGHT)
+    found = world.compare(RIGHT, snapshot, champion=(BLIND_TO_BLUE, snapshot), withdrawn=withdrawn)
+    assert (found.verdict, found.accepted, found.champion_version) == ("rolled_back", False, 3)
+    assert "version 4 is, which was rolled back from, to version 3, at 2024-01-02T10:00:00 UTC" in found.reason
+    registered = Registered(model="colours", version=4, package_digest="0" * 64, tracking_run_id="")
+    with pytest.raises(GateRejected, match=r"rolled back from\. .* `darkroom promote 4 --model colours`"):
+        gate(found, registered)
+
+
+def test_other_content_than_what_was_rolled_back_from_is_judged(world: World) -> None:
+    snapshot = world.snapshot("s", world.balanced(20))
+    withdrawn = write_package(world.folder / "withdrawn", weights=RIGHT * 2)
+    assert world.compare(RIGHT, snapshot, champion=(BLIND_TO_BLUE, snapshot), withdrawn=withdrawn).accepted
 
 
 def test_images_that_the_champion_learned_do_not_judge(world: World) -> None:

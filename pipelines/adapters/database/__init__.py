@@ -17,7 +17,7 @@ from pipelines.adapters.database.deployments import (
     request_deployment,
     wait_for,
 )
-from pipelines.adapters.database.history import Event, history, record, verify_history
+from pipelines.adapters.database.history import Event, history, record, verify_history, withdrawn
 
 __all__ = [
     "Event",
@@ -37,4 +37,5 @@ __all__ = [
     "request_deployment",
     "verify_history",
     "wait_for",
+    "withdrawn",
 ]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipelines.adapters.database.connection import HISTORY_LOCK, Row, connect
+from pipelines.core.deployments import Withdrawn
 from pipelines.core.errors import IntegrityError
 from pipelines.core.results import digest_json
 
@@ -48,6 +49,19 @@ def history(url: str, model: str | None = None) -> list[Event]:
             "SELECT * FROM history WHERE %(model)s::text IS NULL OR model = %(model)s ORDER BY seq", {"model": model}
         ).fetchall()
     return [_event(row) for row in rows]
+
+
+def withdrawn(url: str, model: str) -> dict[int, Withdrawn]:
+    """Versions that a rollback took away, without those that have served again since."""
+    found: dict[int, Withdrawn] = {}
+    for one in history(url, model):
+        if not one.event.endswith("_live"):
+            continue
+        version, replaced = one.detail["version"], one.detail.get("replaced_version", one.detail["version"])
+        found.pop(version, None)
+        if one.event == "rollback_live" and replaced != version:
+            found[replaced] = Withdrawn(version=replaced, returned_to=version, at=one.at)
+    return found
 
 
 def verify_history(url: str) -> int:

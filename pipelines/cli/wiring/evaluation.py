@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from pipelines.cli.registry import StepContext, StepSpec
+from pipelines.core.errors import NotFound
 from pipelines.core.values import Compared, Evaluated, Gated, Registered, Trained
+
+if TYPE_CHECKING:
+    from pipelines.core.ports import ModelRegistry
+    from pipelines.core.storage import Storage
+    from pipelines.settings import Settings
+    from pipelines.steps.compare import Champion
 
 
 def _read_image(ctx: StepContext) -> Callable[[str], bytes]:
@@ -31,24 +40,44 @@ def _evaluate(ctx: StepContext) -> Evaluated:
     return evaluated
 
 
-def _compare(ctx: StepContext) -> Compared:
-    from pipelines.adapters.tracking import MlflowRegistry
+def champion_of(settings: Settings, storage: Storage, registry: ModelRegistry, model: str) -> Champion | None:
+    """What serves, or where nothing does, what the registry calls champion.
+
+    The alias follows the traffic; where whoever should have moved it was killed in between, it is moved here.
+    """
+    from pipelines.adapters import database
     from pipelines.core import package_store
     from pipelines.core.datasets import snapshot_key
-    from pipelines.steps.compare import Champion, compare
+    from pipelines.steps.compare import Champion
 
-    cache = ctx.settings.home / "cache"
-    version = MlflowRegistry(ctx.settings).alias(ctx.recipe.name, "champion")
-    champion = None
-    if version is not None:
-        # Its golden pixels are not asked for: a champion that this machine could no longer serve is measured too.
-        package = package_store.get(ctx.storage, version.package_digest, cache, verify=False)
-        snapshot = ctx.storage.local(snapshot_key(package.lineage.snapshot_id), cache)
-        champion = Champion(version=version.version, package=package, snapshot=snapshot)
+    named, live = registry.alias(model, "champion"), database.current(settings.database_url("darkroom"), model)
+    if live is not None:
+        version, digest = live.build.version, live.build.package_digest
+        if named is None or named.version != version:
+            with suppress(NotFound):
+                registry.promote(model, version)
+    elif named is not None:
+        version, digest = named.version, named.package_digest
+    else:
+        return None
+    cache = settings.home / "cache"
+    # Its golden pixels are not asked for: a champion that this machine could no longer serve is measured too.
+    package = package_store.get(storage, digest, cache, verify=False)
+    snapshot = storage.local(snapshot_key(package.lineage.snapshot_id), cache)
+    return Champion(version=version, package=package, snapshot=snapshot)
+
+
+def _compare(ctx: StepContext) -> Compared:
+    from pipelines.adapters.tracking import MlflowRegistry
+    from pipelines.cli.requests import RolledBack
+    from pipelines.steps.compare import compare
+
+    registry = MlflowRegistry(ctx.settings)
     compared = compare(
         ctx.one("evaluate").folder / "package",
         ctx.one("snapshot").folder / "manifest.parquet",
-        champion,
+        champion_of(ctx.settings, ctx.storage, registry, ctx.recipe.name),
+        RolledBack(ctx.settings, registry),
         _read_image(ctx),
         ctx.out,
         gate=ctx.recipe.gate,

@@ -1,0 +1,90 @@
+"""Who the gate's champion is, and what was rolled back from: the registry and the deployments put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from example_packages import write_package
+from serving_platform import VARIABLE, in_own_schema
+
+from pipelines.adapters import database
+from pipelines.adapters.tracking import MlflowRegistry
+from pipelines.cli.requests import RolledBack
+from pipelines.cli.wiring.evaluation import champion_of
+from pipelines.core import package_store
+from pipelines.core.datasets import snapshot_key
+from pipelines.core.deployments import Build, Deployment, ServingSpec
+from pipelines.core.model_package import ModelPackage
+from pipelines.core.ports import Registration
+from pipelines.core.storage import open_storage
+from pipelines.settings import Settings
+
+MODEL = "championed"
+
+
+@pytest.fixture
+def url(postgres_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
+    found = in_own_schema(postgres_settings)
+    database.migrate(found)
+    monkeypatch.setenv(VARIABLE, found)
+    return found
+
+
+@pytest.fixture
+def packages(postgres_settings: Settings, tmp_path: Path) -> list[ModelPackage]:
+    """Of versions 1 and 2, which are registered and kept."""
+    storage, registry = open_storage(postgres_settings.store_uri), MlflowRegistry(postgres_settings)
+    storage.write(snapshot_key("0" * 64), b"a snapshot")
+    made = []
+    for number in (1, 2):
+        package = write_package(
+            tmp_path / str(number), name=MODEL, weights=number * np.eye(3, dtype=np.float32), run_id="train/x"
+        )
+        package_store.put(storage, package)
+        registration = Registration(
+            model=MODEL, package=package, tracking_run_id="", parameters={}, metrics={}, history=[], pictures=[],
+            tags={"package": package.digest},
+        )  # fmt: skip
+        assert registry.register(registration).version == number
+        made.append(package)
+    return made
+
+
+def _serve(url: str, package: ModelPackage, version: int, kind: str = "deploy") -> Deployment:
+    digest = package.digest
+    build = Build(model=MODEL, version=version, package_digest=digest, bento_digest=digest, bento_key=f"{version}.tar")
+    asked = database.request_deployment(url, build, ServingSpec(), kind=kind)
+    assert database.mark_live(url, asked)
+    return asked
+
+
+def test_the_champion_is_what_serves_whatever_the_alias_says(
+    url: str, postgres_settings: Settings, packages: list[ModelPackage]
+) -> None:
+    """Whoever deployed version 2 was killed before the alias moved."""
+    settings, registry = postgres_settings, MlflowRegistry(postgres_settings)
+    storage = open_storage(settings.store_uri)
+    assert champion_of(settings, storage, registry, "nothing") is None
+    registry.promote(MODEL, 1)
+    champion = champion_of(settings, storage, registry, MODEL)
+    assert champion is not None
+    assert champion.version == 1  # nothing serves: the alias is all there is
+    _serve(url, packages[1], 2)
+    champion = champion_of(settings, storage, registry, MODEL)
+    assert champion is not None
+    assert (champion.version, champion.package.digest) == (2, packages[1].digest)
+    alias = registry.alias(MODEL, "champion")
+    assert alias is not None
+    assert alias.version == 2
+    # And content that was rolled back from is found again by what it is, until it serves again.
+    rolled_back = RolledBack(settings, registry)
+    assert rolled_back.find(MODEL, packages[1].content_digest) is None
+    _serve(url, packages[0], 1, kind="rollback")
+    withdrawn = rolled_back.find(MODEL, packages[1].content_digest)
+    assert withdrawn is not None
+    assert (withdrawn.version, withdrawn.returned_to) == (2, 1)
+    assert rolled_back.find(MODEL, packages[0].content_digest) is None
+    _serve(url, packages[1], 2, kind="promote")
+    assert rolled_back.find(MODEL, packages[1].content_digest) is None
