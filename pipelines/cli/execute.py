@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipelines.cli.import_clock import import_clock
 from pipelines.cli.registry import StepContext, StepSpec
@@ -74,16 +74,18 @@ def execute(
         results = ResultStore(storage, settings.home / "cache")
         upstream = _upstream(folder, results, spec)
         key = result_key(settings, storage, spec, asked, upstream, shard, run)
-        found = None if spec.effect or force else results.find(spec.name, key)
         began = datetime.now(UTC)
         facts: dict[str, Any] = {}
         function_s = 0.0
-        if found is None:
-            stored, facts, function_s = _compute(
-                settings, storage, results, spec, run, asked, upstream, shard, key, force
-            )
-        else:
-            stored = found
+        # Equal work of another run is waited for, and then found.
+        with _locked(settings.home / "locks", f"result {key}"):
+            found = None if force else _reusable(results, spec, key)
+            if found is None:
+                stored, facts, function_s = _compute(
+                    settings, storage, results, spec, run, asked, upstream, shard, key, force
+                )
+            else:
+                stored = found
         reference = Reference(
             step=spec.name,
             shard=shard,
@@ -113,6 +115,21 @@ def task_mark(run: RunId, step: str, shard: int | None) -> str:
     return f"{run}/{step}" + ("" if shard is None else f"/{shard}")
 
 
+def _reusable(results: ResultStore, spec: StepSpec, key: str) -> StoredResult | None:
+    """The finished result that stands for the step's work, if there is one."""
+    found = None if spec.effect else results.find(spec.name, key)
+    return found if found is None or spec.reusable is None or spec.reusable(found.value) else None
+
+
+@contextmanager
+def _locked(folder: Path, name: str) -> Iterator[IO[str]]:
+    """Hold a lock among the processes of this machine; it ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / hashlib.sha256(name.encode()).hexdigest()[:32]).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
 @contextmanager
 def _exclusive(folder: Path, mark: str) -> Iterator[None]:
     """Hold the lock of (dag, run, step), and end what an earlier, killed try has left running.
@@ -120,9 +137,7 @@ def _exclusive(folder: Path, mark: str) -> Iterator[None]:
     A retry waits here for an earlier try that still runs. The file names the holder's session, since a child of the
     step host does not show our mark in its environment.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / hashlib.sha256(mark.encode()).hexdigest()[:32]).open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _locked(folder, mark) as file:
         file.seek(0)
         orphans = set(marked(TASK_MARK, mark))
         session, _, began = file.read().partition(" ")
@@ -219,7 +234,9 @@ def _compute(
         function_s = time.perf_counter() - clock - imports.seconds
         context.facts["import_s"] = round(imports.seconds, 3)
         meta = {"run": str(run), "finished_at": datetime.now(UTC).isoformat(), "facts": context.facts}
-        stored = results.publish(spec.name, key, out, value, meta, replace=spec.effect or force)
+        stored = results.publish(
+            spec.name, key, out, value, meta, replace=spec.effect or force or spec.reusable is not None
+        )
         return stored, context.facts, function_s
     except OSError as error:
         if error.errno == 28:  # ENOSPC

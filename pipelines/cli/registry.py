@@ -67,6 +67,8 @@ class StepSpec:
     """Runs once a shard."""
     world: Callable[[Settings, Storage, RunRequest], str] | None = None
     """Digest of outside state that a pure step reads, such as the dataset's head."""
+    reusable: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether a finished value may stand for equal work later; without, it always may."""
     compute: bool = False
     """Its result depends on device kind and thread count."""
     first: bool = False

@@ -92,7 +92,7 @@ class Inspector:
         self._threads: ThreadPoolExecutor | None = None
 
     def inspect(self, files: Sequence[Address]) -> list[Answer]:
-        """One answer a file, in order. No file raises."""
+        """One answer a file, in order. No file raises; PlatformError where the machine fails."""
         # Requests to S3 wait for the network, files on disk do not.
         if self._threads is None and any(uri.startswith("s3://") for uri in (self._storage.uri, files[0].uri)):
             self._threads = ThreadPoolExecutor(_BATCH)

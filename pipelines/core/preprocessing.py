@@ -19,7 +19,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
-from pipelines.core.errors import ImageError, IntegrityError
+from pipelines.core.errors import ImageError, IntegrityError, PlatformError
 from pipelines.core.recipe import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -106,7 +106,7 @@ class Decoded:
 
 
 def decode(data: bytes, *, at_least: tuple[int, int] | None = None) -> Decoded:
-    """Decode the first frame completely. Raises ImageError and nothing else.
+    """Decode the first frame completely. Raises ImageError; and PlatformError where the machine is to blame.
 
     `at_least` (width, height) lets the JPEG decoder skip detail by a power of two as long as both sides stay twice as
     large as that; libjpeg's scaled transform is exact, so the same bytes give the same pixels.
@@ -123,6 +123,8 @@ def decode(data: bytes, *, at_least: tuple[int, int] | None = None) -> Decoded:
         raise ImageError("too_many_pixels", f"more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
+    except MemoryError as error:
+        raise PlatformError("too little memory to decode an image") from error
     except Exception as error:  # the one place where every decoder error ends
         text = f"{type(error).__name__}: {error}"
         short = isinstance(error, EOFError) or "truncated" in text.lower()
@@ -130,7 +132,7 @@ def decode(data: bytes, *, at_least: tuple[int, int] | None = None) -> Decoded:
 
 
 def preprocess(data: bytes, spec: PreprocessingSpec) -> npt.NDArray[np.uint8]:
-    """Pixels uint8 [height, width, 3] (RGB) of encoded bytes. Raises ImageError and nothing else."""
+    """Pixels uint8 [height, width, 3] (RGB) of encoded bytes. Raises what `decode` raises."""
     return resize(decode(data, at_least=(spec.width, spec.height)).image, spec)
 
 

@@ -80,8 +80,9 @@ class ResultStore:
         prefix = f"results/{step}/{key}"
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         files = {str(path.relative_to(folder)): sha256_file(path) for path in paths}
-        # The seal goes first where an old result is replaced, so that no reader pairs it with new files.
-        self.storage.delete(f"{prefix}/result.json")
+        if replace:
+            # The seal goes first, so that no reader pairs it with new files.
+            self.storage.delete(f"{prefix}/result.json")
         for name in files:
             self.storage.write_file(f"{prefix}/{name}", folder / name)
         plain = to_json(value)

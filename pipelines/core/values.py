@@ -32,6 +32,8 @@ class Ingested:
     num_images: int
     num_quarantined: int
     size_bytes: int
+    num_unread: int = 0
+    """Files that may be read another time: missing, unreadable, or their reading ended its process."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,9 @@ _CHUNK = 64
 _FEW = 300
 """Files that are looked at sooner than worker processes would start (0.3 s)."""
 
+_UNREAD = ("missing_file", "unreadable", "crashed")
+"""Reasons that say more of the moment than of the file's bytes."""
+
 Row = Mapping[str, Any]
 
 
@@ -37,7 +40,8 @@ def ingest(
 ) -> Ingested:
     """Ingest the files that `plan`/shard-NNNNN.parquet lists, on all cores of this process.
 
-    `alive` is called after every few files. No file raises; what cannot be read is in quarantine.parquet.
+    `alive` is called after every few files. No file raises; what cannot be read is in quarantine.parquet. Raises
+    PlatformError where the machine fails, such as a disk or the memory.
     """
     rows = manifest.read(plan / manifest.shard_name(shard)).to_pylist()
     images: list[dict[str, Any]] = []
@@ -62,6 +66,7 @@ def ingest(
         num_images=len(images),
         num_quarantined=len(quarantine),
         size_bytes=sum(image["size_bytes"] or 0 for image in images),
+        num_unread=sum(row["reason"] in _UNREAD for row in quarantine),
     )
 
 

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.cli.chain.base import Chain
+from pipelines.cli.chain.command import known_intervals
+from pipelines.cli.chain.report import Reporter
 from pipelines.cli.execute import StepOutcome, execute, storage_of
+from pipelines.cli.past_runs import past_runs
 from pipelines.cli.registry import StepSpec
 from pipelines.cli.wiring import data
 from pipelines.core import datasets, manifest
 from pipelines.core.recipe import Recipe, Source, Split
+from pipelines.core.results import ResultStore
 from pipelines.core.runs import RunId, RunRequest
 from pipelines.core.storage import open_storage
 from pipelines.settings import Settings
@@ -122,6 +129,43 @@ def test_from_a_source_to_a_snapshot(pipeline: Pipeline) -> None:
     assert again["assemble"].reused
     assert not again["accept"].value["changed"]
     assert pipeline.snapshot("two").reused
+
+
+def test_a_missing_file_is_looked_for_again(home_settings: Settings, s3_endpoint: object, tmp_path: Path) -> None:
+    store = open_storage(f"s3://{s3_endpoint.bucket()}/in", endpoint_url=s3_endpoint.url)  # type: ignore[attr-defined]
+    rows = "\n".join(f"{store.uri}/{i}.png,{'cat' if i % 2 else 'dog'},{DAYS[0]}" for i in range(4))
+    (tmp_path / "table.csv").write_text(f"uri,label,event_time\n{rows}\n")
+    for i in range(3):
+        store.write(f"{i}.png", png(i))
+    chain = Pipeline(
+        replace(home_settings, s3_endpoint_url=s3_endpoint.url),  # type: ignore[attr-defined]
+        str(tmp_path / "table.csv"),
+    )
+    began = datetime.now(UTC)
+    assert chain.ingest(DAYS[0])["assemble"].value["num_images"] == 3
+    (past,) = past_runs(chain.storage, "ingest_images")
+    asked = Chain(chain.settings, chain.recipe, Reporter(chain.storage, ResultStore(chain.storage, tmp_path)))
+    assert not asked.has_read_all(past)
+    asked.began = began  # a command tries again once, and not for ever
+    assert asked.has_read_all(past)
+    store.write("3.png", png(3))
+    again = chain.ingest(DAYS[0], "two")
+    assert not again["ingest"].reused
+    assert again["assemble"].value["num_images"] == 4
+    assert chain.ingest(DAYS[0], "three")["ingest"].reused
+
+
+def test_a_day_that_was_deleted_at_its_source_leaves_the_dataset(home_settings: Settings, tmp_path: Path) -> None:
+    chain = local(home_settings, tmp_path / "in")
+    for day in DAYS:
+        chain.ingest(day)
+    shutil.rmtree(tmp_path / "in" / f"dt={DAYS[1]}")
+    assert known_intervals(home_settings, chain.recipe) == list(DAYS)
+    done = chain.ingest(DAYS[1], "two")
+    assert "nothing_to_do" not in done["plan"].facts
+    assert done["accept"].value["changed"]
+    assert chain.snapshot().value["num_images"] == 24
+    assert not chain.ingest(DAYS[1], "three")["accept"].value["changed"]
 
 
 def test_any_order_of_intervals_and_both_stores_are_one_snapshot(

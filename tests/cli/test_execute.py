@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,30 @@ def test_an_effect_never_skips(settings: Settings) -> None:
     for _ in range(2):
         assert not execute(settings, _spec(calls, effect=True), RUN, request=REQUEST).reused
     assert len(calls) == 2
+
+
+def test_equal_work_of_two_runs_is_done_once(settings: Settings) -> None:
+    calls: list[str] = []
+    slow = _spec(calls)
+
+    def wire(context: StepContext) -> object:
+        time.sleep(0.3)
+        return slow.wire(context)
+
+    with ThreadPoolExecutor() as pool:
+        done = list(
+            pool.map(lambda run: execute(settings, replace(slow, wire=wire), run, request=REQUEST), (RUN, OTHER))
+        )
+    assert len(calls) == 1
+    assert sorted(one.reused for one in done) == [False, True]
+
+
+def test_what_is_not_reusable_is_made_anew_and_replaced(settings: Settings) -> None:
+    numbers = iter((1, 2, 3))
+    spec = _spec([], wire=lambda _: Number(number=next(numbers)), reusable=lambda value: value["number"] != 1)
+    assert execute(settings, spec, RUN, request=REQUEST).value == {"number": 1}
+    assert execute(settings, spec, OTHER, request=REQUEST).value == {"number": 2}
+    assert execute(settings, spec, OTHER, request=REQUEST).reused
 
 
 def test_outside_state_is_part_of_the_key(settings: Settings) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from pipelines.core.errors import ImageError, IntegrityError
+from pipelines.core.errors import ImageError, IntegrityError, PlatformError
 from pipelines.core.preprocessing import MAX_BYTES, PreprocessingSpec, decode, preprocess, spec_of
 from pipelines.core.recipe import Preprocessing
 
@@ -216,6 +216,15 @@ def test_large_jpegs_are_decoded_at_a_reduced_size_with_nearly_the_same_pixels()
     assert decode(data, at_least=(16, 16)).width == 1600
     whole = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(preprocess(data, SQUASH) - whole).max() <= 3
+
+
+def test_too_little_memory_is_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(PlatformError, match="memory"):
+        decode(JPEG)
 
 
 def test_the_same_bytes_give_the_same_pixels() -> None:

@@ -61,6 +61,21 @@ def test_the_first_finished_result_stands_unless_replaced(results: ResultStore, 
     assert results.publish("demo", "k", _folder(tmp_path, "c"), Value(number=2), {}, replace=True).value["number"] == 2
 
 
+def test_what_another_process_sealed_meanwhile_stays_sealed(
+    results: ResultStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted: list[str] = []
+
+    def find_nothing_yet(*_: str) -> None:
+        monkeypatch.undo()
+        results.publish("demo", "k", _folder(tmp_path / "other", "a"), Value(number=1), {})
+        monkeypatch.setattr(results.storage, "delete", deleted.append)
+
+    monkeypatch.setattr(results, "find", find_nothing_yet)
+    results.publish("demo", "k", _folder(tmp_path, "a"), Value(number=1), {})
+    assert deleted == []
+
+
 def test_an_edited_record_is_refused(results: ResultStore, tmp_path: Path) -> None:
     stored = results.publish("demo", "k", _folder(tmp_path, "a"), Value(number=3), {})
     path = stored.folder / "result.json"

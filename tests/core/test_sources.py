@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tarfile
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.core.errors import ImageError, SourceError
+from pipelines.core.errors import ImageError, PlatformError, SourceError
 from pipelines.core.recipe import Source
 from pipelines.core.sources import SourceFile, list_intervals, open_source
 from pipelines.core.sources.files import Reader
@@ -337,6 +338,21 @@ def test_a_named_pipe_does_not_block(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         Reader(tmp_path, None).read(str(tmp_path / "pipe"), None, None, None)
     assert caught.value.reason == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "EIO"), OSError(errno.EMFILE, "EMFILE"), PermissionError(13, "no"), MemoryError()]
+)
+def test_the_machines_failures_are_not_the_files(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    fill(tmp_path, "1.png")
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(PlatformError, match=r"1\.png"):
+        Reader(tmp_path, None).read(str(tmp_path / "1.png"), None, None, None)
 
 
 def test_a_damaged_zip_member_is_refused_alone(tmp_path: Path) -> None:

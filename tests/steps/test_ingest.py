@@ -166,6 +166,7 @@ def test_a_table_may_miss_files_relabel_and_withdraw(chain: Chain, tmp_path: Pat
     )
     assembled = chain.run(root / "t.csv")
     assert (assembled.num_images, assembled.num_tombstones, assembled.num_quarantined) == (2, 2, 1)
+    assert [one.num_unread for one in chain.ingested] == [1]
     assert [row["reason"] for row in chain.rows("quarantine")] == ["missing_file"]
     withdrawn = {row["image_id"] for row in chain.rows() if row["label"] is None}
     gone = manifest.uri_id(str(root / "vanished.png"))

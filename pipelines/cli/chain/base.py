@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.cli.chain import graph
@@ -30,6 +31,7 @@ class Chain:
     def __post_init__(self) -> None:
         self.ingest_dag = graph.ingest_dag(self.settings, self.recipe.name)
         self.train_dag = graph.train_dag(self.settings, self.recipe.name)
+        self.began = datetime.now(UTC)
 
     def stale_intervals(self, intervals: Sequence[str]) -> list[str]:
         """Those that no finished run brought in as they are now."""
@@ -44,9 +46,15 @@ class Chain:
     def _fresh_ingest(self, interval: str, past: Sequence[PastRun]) -> PastRun | None:
         request = RunRequest(recipe=self.recipe, interval=interval)
         mine = [one for one in reversed(past) if one.request.interval == interval and one.finished("accept")]
+        mine = [one for one in mine if self.has_read_all(one)]
         steps = graph.specs(graph.INGEST)
         fresh = (one for one in mine if first_stale_step(self.settings, steps, one, request, world=False) is None)
         return next((one for one in fresh if self._planned(interval) == self._planned_by(one)), None)
+
+    def has_read_all(self, past: PastRun) -> bool:
+        """Files that could not be read are tried again, once by every command."""
+        unread = any(one.facts.get("num_unread") for one in past.references)
+        return not unread or datetime.fromisoformat(past.ended_at) >= self.began
 
     def _planned(self, interval: str) -> Planned:
         """What `plan` would list now; it looks at the source, so that no key tells whether it would find the same."""

@@ -21,6 +21,7 @@ from pipelines.cli.chain.through_airflow import AirflowChain
 from pipelines.cli.execute import storage_of
 from pipelines.cli.past_runs import PastRun
 from pipelines.core import recipe as recipes
+from pipelines.core.datasets import STATIC, read_head
 from pipelines.core.errors import UserError
 from pipelines.core.recipe import Recipe
 from pipelines.core.results import ResultStore
@@ -57,7 +58,7 @@ def run_chain(settings: Settings, recipe: Recipe, *, direct: bool) -> tuple[Outc
     """Everything that is left to do, and the summary of how it stands. Raises what a step failed with."""
     began = time.monotonic()
     reporter = Reporter(storage_of(settings), ResultStore(storage_of(settings), settings.home / "cache"))
-    intervals = list_intervals(recipe.source, home=settings.home, endpoint_url=settings.s3_endpoint_url)
+    intervals = known_intervals(settings, recipe)
     _up(settings, reporter, direct=direct)
     up_s = time.monotonic() - began
     chain = _chain(settings, recipe, reporter, direct=direct)
@@ -67,6 +68,15 @@ def run_chain(settings: Settings, recipe: Recipe, *, direct: bool) -> tuple[Outc
     outcome = replace(outcome, total_s=time.monotonic() - began, up_s=up_s)
     outcome = replace(outcome, memory_bytes=_memory_at_rest(settings) if outcome.steps else _memory(settings))
     return outcome, summary.places(settings, recipe.name, with_airflow=not direct)
+
+
+def known_intervals(settings: Settings, recipe: Recipe) -> list[str]:
+    """Those of the source, and the days that the dataset still holds though the source has no images of them now."""
+    found = list_intervals(recipe.source, home=settings.home, endpoint_url=settings.s3_endpoint_url)
+    if not recipe.source.dated:
+        return found
+    days = {day for day in read_head(storage_of(settings), recipe.name).parts if day != STATIC}
+    return sorted(days | set(found), key=lambda day: (day == STATIC, day))
 
 
 def run_backfill(settings: Settings, recipe: Recipe, first: date, last: date) -> list[date]:

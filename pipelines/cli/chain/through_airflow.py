@@ -33,7 +33,6 @@ class AirflowChain(Chain):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.follower = Follower(self.orchestrator, self.reporter)
-        self.began = datetime.now(UTC)
 
     def wait_until_known(self) -> None:
         """Until Airflow has read both DAGs, which takes seconds for a new recipe."""

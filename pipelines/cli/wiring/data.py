@@ -52,7 +52,9 @@ def _ingest(ctx: StepContext) -> Ingested:
         endpoint_url=ctx.settings.s3_endpoint_url,
         alive=_now_and_then(lambda: datasets.touch_activity(ctx.storage, ctx.recipe.name, str(ctx.run))),
     )
-    ctx.facts.update(num_images=ingested.num_images, num_quarantined=ingested.num_quarantined)
+    ctx.facts.update(
+        num_images=ingested.num_images, num_quarantined=ingested.num_quarantined, num_unread=ingested.num_unread
+    )
     return ingested
 
 
@@ -120,7 +122,14 @@ def _snapshot(ctx: StepContext) -> Snapshotted:
 
 SPECS: tuple[StepSpec, ...] = (
     StepSpec(name="plan", wire=_plan, roots=("pipelines.steps.plan",), sections=("source",), effect=True, first=True),
-    StepSpec(name="ingest", wire=_ingest, roots=("pipelines.steps.ingest",), upstream=("plan",), mapped=True),
+    StepSpec(
+        name="ingest",
+        wire=_ingest,
+        roots=("pipelines.steps.ingest",),
+        upstream=("plan",),
+        mapped=True,
+        reusable=lambda value: not value.get("num_unread"),  # a file may be there the next time
+    ),
     StepSpec(name="assemble", wire=_assemble, roots=("pipelines.steps.assemble",), upstream=("plan", "ingest")),
     StepSpec(
         name="accept",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import zipfile
@@ -15,6 +16,9 @@ from pipelines.core.errors import ImageError, NotFound, PlatformError, SourceErr
 from pipelines.core.preprocessing import MAX_BYTES
 from pipelines.core.sources.archive import plain_archive
 from pipelines.core.storage import Storage, open_storage
+
+_OF_THE_FILE = (None, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO)
+"""What an OSError's number may be where the file is to blame; a decompressor's has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +70,9 @@ class Reader:
         self._buckets: dict[str, Storage] = {}
 
     def read(self, uri: str, archive: str | None, offset: int | None, size_bytes: int | None) -> bytes:
-        """The whole file. Raises ImageError `missing_file`, `unreadable` or `too_many_bytes`."""
+        """The whole file. Raises ImageError `missing_file`, `unreadable` or `too_many_bytes`; and PlatformError where
+        the machine and not the file is to blame, so that nothing is quarantined for it.
+        """
         if size_bytes is not None and size_bytes > MAX_BYTES:
             raise ImageError("too_many_bytes", f"{size_bytes:,} bytes; at most {MAX_BYTES:,}")
         try:
@@ -81,6 +87,12 @@ class Reader:
             raise ImageError("missing_file", "there is no such file") from error
         except (ImageError, PlatformError):
             raise
+        except MemoryError as error:
+            raise PlatformError(f"{uri}: too little memory to read it") from error
+        except OSError as error:
+            if error.errno not in _OF_THE_FILE:
+                raise PlatformError(f"{uri}: {error.strerror or error}; mend that and run it again") from error
+            raise ImageError("unreadable", f"{type(error).__name__}: {error}"[:200]) from error
         except Exception as error:  # zlib's, lzma's, struct's and others of a damaged archive
             raise ImageError("unreadable", f"{type(error).__name__}: {error}"[:200]) from error
 
