@@ -115,6 +115,17 @@ def previous(url: str, model: str) -> Deployment | None:
     return _deployment(row) if row else None
 
 
+def has_served(url: str, model: str, version: int, package_digest: str) -> bool:
+    """Whether this very version has served here, and its model still does, by whatever version, or is about to."""
+    with connect(url) as connection:
+        row = connection.execute(
+            "SELECT 1 AS found FROM deployments d JOIN models m USING (model) WHERE d.model = %s AND d.version = %s"
+            " AND d.package_digest = %s AND d.live_at IS NOT NULL AND coalesce(m.live, m.desired) IS NOT NULL LIMIT 1",
+            [model, version, package_digest],
+        ).fetchone()
+    return row is not None
+
+
 def deployments(url: str, model: str | None = None, limit: int = 100) -> list[Deployment]:
     """Newest first."""
     with connect(url) as connection:

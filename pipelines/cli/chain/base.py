@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipelines.adapters import database
 from pipelines.cli.chain import graph
 from pipelines.cli.chain.freshness import first_stale_step, result_of
 from pipelines.cli.chain.report import Reporter
@@ -16,7 +17,7 @@ from pipelines.cli.past_runs import PastRun, past_runs
 from pipelines.core.recipe import Recipe
 from pipelines.core.results import ResultStore
 from pipelines.core.runs import RunRequest
-from pipelines.core.values import Planned
+from pipelines.core.values import Deployed, Planned
 from pipelines.settings import Settings
 
 
@@ -70,11 +71,20 @@ class Chain:
         return result_of(results, past, "plan").load(Planned)
 
     def fresh_training(self) -> PastRun | None:
-        """The newest finished run that a new one would only repeat."""
+        """The newest finished run that a new one would only repeat.
+
+        It stands too where a person has rolled back from it, or promoted another: that is their word, not work left.
+        """
         request = RunRequest(recipe=self.recipe)
         past = past_runs(storage_of(self.settings), self.train_dag)
         mine = [one for one in reversed(past) if one.finished("deploy") and not one.request.as_of]
         steps = graph.specs(graph.TRAIN)
-        return next(
-            (one for one in mine if first_stale_step(self.settings, steps, one, request, world=True) is None), None
-        )
+        fresh = (one for one in mine if first_stale_step(self.settings, steps, one, request, world=True) is None)
+        return next((one for one in fresh if self._deployed_here(one)), None)
+
+    def _deployed_here(self, past: PastRun) -> bool:
+        """The store may know more than this platform: after a lost database, or where machines share it."""
+        results = ResultStore(storage_of(self.settings), self.settings.home / "cache")
+        deployed = result_of(results, past, "deploy").load(Deployed)
+        url = self.settings.database_url("darkroom")
+        return database.has_served(url, deployed.model, deployed.version, deployed.package_digest)

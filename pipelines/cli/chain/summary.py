@@ -41,6 +41,13 @@ class Outcome:
     memory_bytes: int
 
     @property
+    def serving(self) -> tuple[int, str]:
+        """Version and package digest that the gateway answered with, which a person may have chosen."""
+        if not self.answers:
+            return self.deployed.version, self.deployed.package_digest
+        return int(self.answers[-1].model_version), self.answers[-1].package_digest
+
+    @property
     def correct(self) -> int:
         return sum(one.predicted == one.label for one in self.answers)
 
@@ -87,10 +94,12 @@ def places(settings: Settings, name: str, *, with_airflow: bool) -> dict[str, st
 def as_json(outcome: Outcome, where: Mapping[str, str]) -> dict[str, Any]:
     """The summary for programs."""
     accuracy = outcome.evaluated.accuracy
+    version, package_digest = outcome.serving
     return {
         "name": outcome.name,
-        "version": outcome.deployed.version,
-        "package_digest": outcome.deployed.package_digest,
+        "version": version,
+        "package_digest": package_digest,
+        "trained_version": outcome.deployed.version,
         "snapshot_id": outcome.snapshot.snapshot_id,
         "accuracy": accuracy.value,
         "accuracy_low": accuracy.low,
@@ -130,10 +139,15 @@ def as_json(outcome: Outcome, where: Mapping[str, str]) -> dict[str, Any]:
 def render(outcome: Outcome, where: Mapping[str, str]) -> str:
     """The summary for people."""
     accuracy = outcome.evaluated.accuracy
-    lines = [
-        "",
-        f"{outcome.name} version {outcome.deployed.version} serves  (package {outcome.deployed.package_digest[:12]})",
-        "",
+    version, package_digest = outcome.serving
+    trained = outcome.deployed.version
+    lines = ["", f"{outcome.name} version {version} serves  (package {package_digest[:12]})", ""]
+    if version != trained:
+        lines += [
+            f"  trained    version {trained}, from this data, recipe and code; another was put in its place since,",
+            f"             and `darkroom promote {trained} --model {outcome.name}` makes it serve. Its accuracy:",
+        ]
+    lines += [
         f"  accuracy   {accuracy.value:.2%} on {outcome.evaluated.num_images:,} test images "
         f"({accuracy.low:.2%} to {accuracy.high:.2%})",
         f"  held out   {outcome.correct} of {len(outcome.answers)} images right through the gateway, "
