@@ -28,7 +28,7 @@ from pipelines.core.runs import RunId
 TASK_MARK = "DARKROOM_TASK"
 RETRIES = 2
 RETRY_DELAY = timedelta(seconds=5)
-NO_RETRY = {1: "a gate said no", 2: "something a person has to mend"}
+NO_RETRY = {1: "refused, what served before still serves", 2: "something a person has to mend"}
 
 
 class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed for us

@@ -10,7 +10,11 @@ CRASHED = 70
 
 
 def main() -> None:
-    """Dispatch; exit codes: 1 a gate said no, 2 wrong use, 3 another error that we foresaw, 70 one that we did not."""
+    """Dispatch.
+
+    Exit codes: 1 a gate said no or a deployment failed, 2 wrong use, 3 another error that we foresaw, 70 one that we
+    did not.
+    """
     from pipelines.core.errors import DarkroomError
 
     arguments = sys.argv[1:]

@@ -135,6 +135,21 @@ def test_what_a_person_must_mend_is_not_tried_again(home: Settings) -> None:
     assert "no such recipe" in str(text)
 
 
+def test_a_refusal_is_worded_for_gates_and_deployments_alike() -> None:
+    """Both exit with 1, and neither is tried again."""
+    code = (
+        "from dags._step import StepOperator\n"
+        "from airflow.sdk.exceptions import AirflowFailException\n"
+        "try: StepOperator(task_id='deploy', step='deploy')._fail(1, ['darkroom: golden image 7 is wrong'])\n"
+        "except AirflowFailException as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    told = done.stdout.splitlines()[-1]
+    assert "step deploy: refused, what served before still serves (exit 1): " in told
+    assert "golden image 7 is wrong" in told
+    assert "gate" not in told
+
+
 def test_other_failures_are_tried_again(home: Settings) -> None:
     (home.home / "store").write_text("a file where the object store should be")
     kind, text = _result(_task(home))

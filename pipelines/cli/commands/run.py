@@ -39,7 +39,8 @@ def run(
 
     Called again it does what is left, and nothing where nothing changed: new or changed files, an edited recipe
     (`<home>/recipes/NAME.toml`) and new code are picked up, a run that is under way is followed, a failed one is run
-    again. Exit code 1: a gate said no (the data's or the model's), 2: something for you to mend.
+    again. After a rollback or a promotion, what a person chose goes on serving. Exit code 1: a gate said no (the data's
+    or the model's) or a deployment failed, 2: something for you to mend.
     """
     from pipelines.cli.chain import command, summary
 
