@@ -116,7 +116,8 @@ def test_killed_on_the_way_it_ends_in_the_same_state(
             os.kill(trainer, signal.SIGKILL)
             wait_for(lambda: platform.finished("train_classifier", "train"), 240, "training to end after all")
             platform.kill("supervisor")
-            command.kill()
+            # One command goes on through all of that; should it not, the same command again must.
+            command.wait(400)
         summary = platform.json("run")
         assert platform.end_state(summary) == expected
     finally:

@@ -107,7 +107,7 @@ class LivePlatform:
         """Pid of the step's process while it runs, from the lock that it holds."""
         for run in self.references(dag):
             path = self.home / "locks" / hashlib.sha256(f"{dag}/{run}/{step}".encode()).hexdigest()[:32]
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, IndexError):  # not there, or just being written
                 pid = int(path.read_text().split()[0])
                 if not is_zombie(pid):
                     return pid
