@@ -56,6 +56,8 @@ class Part:
     """The ingest run that put it there."""
     accepted_at: str
     """UTC, ISO 8601."""
+    statistics: str = ""
+    """Digest of the statistics, which other code may measure differently on the same images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,10 @@ class Head:
         """Identity of the composed content, whatever order and runs it came from."""
         return digest_json(self.until(as_of))
 
+    def statistics(self, as_of: str = "") -> str:
+        """Identity of the statistics of the composed images."""
+        return digest_json({interval: self.parts[interval].statistics for interval in self.until(as_of)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parked:
@@ -110,7 +116,9 @@ def _head(storage: Storage, name: str) -> tuple[Head, str | None]:
     return Head(version=table["version"], moved_at=table["moved_at"], parts=parts), found[1]
 
 
-def move_head(storage: Storage, name: str, interval: str, digest: str, run: str) -> tuple[Head, bool]:
+def move_head(
+    storage: Storage, name: str, interval: str, digest: str, run: str, *, statistics: str = ""
+) -> tuple[Head, bool]:
     """Put an interval's manifest into the head, and whether the head's content differs from before this run.
 
     A run that is repeated after it moved the head, but before it could say so, still hears True.
@@ -120,10 +128,10 @@ def move_head(storage: Storage, name: str, interval: str, digest: str, run: str)
     while time.monotonic() < deadline:
         head, version = _head(storage, name)
         present = head.parts.get(interval)
-        if present is not None and present.digest == digest:
+        if present is not None and (present.digest, present.statistics) == (digest, statistics):
             return head, present.run == run
         now = datetime.now(UTC).isoformat()
-        part = Part(digest=digest, run=run, accepted_at=now)
+        part = Part(digest=digest, run=run, accepted_at=now, statistics=statistics)
         moved = Head(version=head.version + 1, moved_at=now, parts={**head.parts, interval: part})
         if storage.compare_and_swap(f"datasets/{name}/head.json", version, _encode(moved)):
             return moved, True

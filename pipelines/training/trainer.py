@@ -73,5 +73,11 @@ def _fingerprint(data: PixelSet, recipe: Recipe) -> str:
         name: [list(split.ids), split.labels.tolist(), split.weights.tolist()] for name, split in data.splits.items()
     }
     sections = [digest_of(recipe.model), digest_of(recipe.training)]
-    parts = [sections, list(data.class_names), dict(data.preprocessing), splits, torch.__version__]
+    start = _sha256(Path(recipe.model.weights)) if recipe.model.weights else ""
+    parts = [sections, start, list(data.class_names), dict(data.preprocessing), splits, torch.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

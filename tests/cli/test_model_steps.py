@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from striped_images import CLASS_NAMES, SIDE, write_training_set
 
-from pipelines.cli.execute import StepOutcome, execute, storage_of
+from pipelines.cli.execute import StepOutcome, execute, result_key, storage_of
 from pipelines.cli.wiring import STEPS
 from pipelines.core import model_package
-from pipelines.core.recipe import from_dict
+from pipelines.core.recipe import from_dict, override
 from pipelines.core.results import ResultStore
 from pipelines.core.runs import Reference, RunFolder, RunId, RunRequest
 from pipelines.core.values import Snapshotted, TrainingSet
@@ -81,3 +81,15 @@ def test_from_a_training_set_to_a_package_without_a_tracking_server(settings: Se
     assert package.lineage.run_id == str(RUN)
     assert not list((settings.home / "checkpoints").iterdir())
     assert [run(step).reused for step in ("prepare", "train", "export")] == [True, True, True]
+
+
+def test_other_weights_in_the_same_file_are_another_training(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    request = RunRequest(recipe=override(RECIPE, {"model.weights": str(path)}))
+    storage = storage_of(settings)
+    keys = set()
+    for content in (None, b"one", b"two"):
+        if content is not None:
+            path.write_bytes(content)
+        keys.add(result_key(settings, storage, STEPS["train"], request, {}, None, RUN))
+    assert len(keys) == 3

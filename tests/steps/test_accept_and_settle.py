@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pytest
 
+from pipelines.cli.wiring import STEPS
 from pipelines.core import datasets, manifest
+from pipelines.core.recipe import Recipe
+from pipelines.core.runs import RunRequest
 from pipelines.core.storage import LocalStorage
+from pipelines.settings import Settings
 from pipelines.steps.accept import TABLES, accept
 from pipelines.steps.settle import POLL_S, settle
 
@@ -58,6 +63,22 @@ def test_an_interval_that_runs_again_replaces_its_part(storage: LocalStorage, tm
     assert (again.changed, again.head_version) == (True, 2)
     emptied = accept(storage, "set", "2024-01-01", "run/3", assembled(tmp_path / "c"), tmp_path)
     assert emptied.changed
+
+
+def test_statistics_that_were_measured_anew_move_the_head(storage: LocalStorage, tmp_path: Path) -> None:
+    folder = assembled(tmp_path / "a", "cat")
+    accept(storage, "set", "static", "run/1", folder, tmp_path)
+    before = datasets.read_head(storage, "set")
+    row = {**dict.fromkeys(manifest.STATISTICS.names), "image_id": "0" * 64}
+    manifest.write(folder / "statistics.parquet", pa.Table.from_pylist([row], schema=manifest.STATISTICS))
+    assert accept(storage, "set", "static", "run/2", folder, tmp_path).changed
+    after = datasets.read_head(storage, "set")
+    assert after.digest() == before.digest()  # the images are the same: so is the snapshot
+    assert after.statistics() != before.statistics()
+    request = RunRequest(recipe=Recipe(name="set"))
+    world = STEPS["training_set"].world
+    assert world is not None
+    assert world(cast("Settings", None), storage, request) == after.statistics()
 
 
 def test_a_day_without_images_changes_nothing(storage: LocalStorage, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 from pipelines.core import pixelset
 from pipelines.core.errors import SourceError, UserError
 from pipelines.core.pixelset import PixelSet, Split
-from pipelines.core.recipe import Model, Recipe, Training, from_dict
-from pipelines.training import checkpoints, networks
+from pipelines.core.recipe import Model, Recipe, Training, from_dict, override
+from pipelines.training import checkpoints, networks, trainer
 from pipelines.training.augmentation import augment
 from pipelines.training.batches import sample_weights, training_batches
 from pipelines.training.engine import learning_rate
@@ -99,6 +99,16 @@ def test_a_cpu_run_repeats_bit_for_bit_and_so_does_an_interrupted_one(tmp_path: 
     for name in ("weights.pt", "history.json"):
         assert (again / name).read_bytes() == (straight / name).read_bytes()
         assert (broken / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_a_checkpoint_belongs_to_the_weights_that_training_started_from(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    recipe = override(Recipe(name="stripes"), {"model.weights": str(path)})
+    found = set()
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        found.add(trainer._fingerprint(_data(), recipe))
+    assert len(found) == 2
 
 
 def test_the_command_goes_on_after_kill_9_with_the_same_bits(tmp_path: Path) -> None:

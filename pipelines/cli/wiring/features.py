@@ -81,6 +81,11 @@ def _materialize(ctx: StepContext) -> Materialized:
         )
 
 
+def _statistics(_: Settings, storage: Storage, request: RunRequest) -> str:
+    """Digest of the statistics behind the features, which the snapshot's images do not tell."""
+    return datasets.read_head(storage, request.recipe.name).statistics(request.as_of)
+
+
 def _training_set(ctx: StepContext) -> TrainingSet:
     from pipelines.cli.feature_stores import open_repository
     from pipelines.steps.training_set import training_set
@@ -119,5 +124,6 @@ SPECS: tuple[StepSpec, ...] = (
         roots=("pipelines.steps.training_set", "pipelines.adapters.features"),
         upstream=("snapshot",),
         sections=("features",),
+        world=_statistics,
     ),
 )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pipelines.cli.registry import StepContext, StepSpec
 from pipelines.core.model_package import Lineage
+from pipelines.core.results import sha256_file
+from pipelines.core.runs import RunRequest
 from pipelines.core.values import Exported, Prepared, Snapshotted, Trained
 
 _CODE = (
@@ -101,8 +103,15 @@ def _checkpoints(ctx: StepContext, code: str) -> Path:
     from pipelines.core.recipe import digest_of
     from pipelines.core.results import digest_json
 
-    parts = [ctx.one("prepare").digest, digest_of(ctx.recipe.model), digest_of(ctx.recipe.training), code]
+    sections = [digest_of(ctx.recipe.model), digest_of(ctx.recipe.training), _weights(ctx.request)]
+    parts = [ctx.one("prepare").digest, *sections, code]
     return ctx.settings.home / "checkpoints" / digest_json(parts)[:32]
+
+
+def _weights(request: RunRequest) -> str:
+    """SHA-256 of the weights that training starts from; empty for none, and for a file that the step will miss."""
+    path = Path(request.recipe.model.weights)
+    return sha256_file(path) if request.recipe.model.weights and path.is_file() else ""
 
 
 TRAINING_SPECS: tuple[StepSpec, ...] = (
@@ -119,6 +128,7 @@ TRAINING_SPECS: tuple[StepSpec, ...] = (
         roots=("pipelines.steps.train",),
         upstream=("snapshot", "prepare"),
         sections=("model", "training"),
+        world=lambda _settings, _storage, request: _weights(request),
         compute=True,
     ),
     StepSpec(
