@@ -22,7 +22,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from pipelines import settings as settings_module
 from pipelines.core.command import TAIL_LINES, Command, said
 from pipelines.core.errors import RecipeError
-from pipelines.core.recipe import Recipe, load
+from pipelines.core.recipe import Recipe, registered
 from pipelines.core.runs import RunId
 
 TASK_MARK = "DARKROOM_TASK"
@@ -169,15 +169,7 @@ def step(
 
 def recipes() -> tuple[list[Recipe], dict[Path, RecipeError]]:
     """Registered recipes by name, and the errors of files that do not load: one broken file takes no other down."""
-    found: dict[str, Recipe] = {}
-    broken: dict[Path, RecipeError] = {}
-    for folder in settings_module.load().recipe_folders:
-        for path in sorted(folder.glob("*.toml")):
-            try:
-                recipe = load(path)
-                found[recipe.name] = recipe
-            except RecipeError as error:
-                broken[path] = error
+    found, broken = registered(*settings_module.load().recipe_folders)
     return [found[name] for name in sorted(found)], broken
 
 

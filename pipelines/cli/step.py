@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pipelines import settings as settings_module
 from pipelines.core import recipe as recipes
-from pipelines.core.errors import UserError
 from pipelines.core.processes import die_with_parent
 from pipelines.core.runs import RunId, RunRequest
 
@@ -43,13 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     settings = settings_module.load()
     request = None
     if options.recipe is not None:
-        known = recipes.registered(*settings.recipe_folders)
-        if options.recipe not in known:
-            raise UserError(f"--recipe {options.recipe}: no such recipe; known: {', '.join(sorted(known))}")
+        recipe = recipes.get(options.recipe, *settings.recipe_folders)
         changes = {key: value for key, value in json.loads(options.set).items() if value is not None}
-        request = RunRequest(
-            recipe=recipes.override(known[options.recipe], changes), interval=options.interval, as_of=options.as_of
-        )
+        request = RunRequest(recipe=recipes.override(recipe, changes), interval=options.interval, as_of=options.as_of)
     outcome = execute(
         settings,
         STEPS[options.step],

@@ -152,6 +152,9 @@ class Export:
     max_logit_difference: float = option(1e-3, "Largest |logit difference| of ONNX against torch in fp32.", minimum=0)
     max_int8_disagreement: float = option(0.01, "Share of answers that int8 may change.", minimum=0, maximum=1)
     max_int8_accuracy_loss: float = option(0.005, "Upper end of int8's accuracy loss.", minimum=0, maximum=1)
+    require_int8: bool = option(
+        False, "An int8 variant out of its bounds stops the chain instead of being left out; fp32 then serves."
+    )
     min_int8_images: int = option(1000, "Validation images needed to judge int8.", minimum=1)
     num_calibration_images: int = option(256, "Training images that calibrate int8.", minimum=8, maximum=10_000)
     latency_budget_ms: float = option(
@@ -323,11 +326,36 @@ def form_fields(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return fields
 
 
-def registered(*folders: Path) -> dict[str, Recipe]:
-    """Every recipe in the folders by name; a later folder wins. Broken files raise RecipeError."""
+def registered(*folders: Path) -> tuple[dict[str, Recipe], dict[Path, RecipeError]]:
+    """Every recipe in the folders by name, where a later folder wins; and the errors of the files that do not load."""
     recipes: dict[str, Recipe] = {}
+    broken: dict[Path, RecipeError] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")):
-            recipe = load(path)
-            recipes[recipe.name] = recipe
-    return recipes
+            try:
+                recipe = load(path)
+                recipes[recipe.name] = recipe
+            except RecipeError as error:
+                broken[path] = error
+    return recipes, broken
+
+
+def find(name: str, *folders: Path) -> Recipe | None:
+    """A registered recipe; None where there is none. Raises RecipeError where the file of this name does not load."""
+    recipes, broken = registered(*folders)
+    for path, error in broken.items():
+        if path.stem == name:
+            raise error
+    return recipes.get(name)
+
+
+def get(name: str, *folders: Path) -> Recipe:
+    """A registered recipe. Raises RecipeError as `find` does, and where there is none, listing those there are."""
+    recipe = find(name, *folders)
+    if recipe is None:
+        recipes, broken = registered(*folders)
+        unread = "".join(f"\ndoes not load: {error}" for error in broken.values())
+        raise RecipeError(
+            f"{name}: no such recipe; there are: {', '.join(sorted(recipes))}; `darkroom run --data` makes one{unread}"
+        )
+    return recipe

@@ -60,7 +60,7 @@ def export(
     """Write package/ and variants.json to `out`; also return each variant's latency in ms.
 
     Latencies differ between equal runs, so they are in no file. Raises GateRejected where the fp32 graph does not match
-    the network.
+    the network, or where int8 is required and out of its bounds.
     """
     data = pixelset.load(prepared)
     work = _Work(
@@ -162,6 +162,8 @@ def _export_int8(work: _Work, fp32: NDArray[np.float32], quantizer: Quantizer) -
     logits = _logits(Runtime(path.read_bytes(), work.threads, provider="cpu"), held_out)
     judged = variants.judge_int8(fp32, logits, held_out.labels, bounds)
     work.judged["int8"] = judged
+    if not judged.passed and bounds.require_int8:
+        raise GateRejected(f"export: int8 is out of its bounds: {judged.reason}; nothing is registered")
     if not judged.passed:
         work.decisions["int8"] = f"refused: {judged.reason}"
         path.unlink()

@@ -42,7 +42,7 @@ def test_the_digits_are_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 def test_the_shipped_recipe_finds_the_five_days(home_settings: Settings) -> None:
     ensure_digits(home_settings.home)
-    recipe = recipes.registered(*home_settings.recipe_folders)["digits"]
+    recipe = recipes.get("digits", *home_settings.recipe_folders)
     assert recipe.source.dated
     assert recipe.schedule.start_date == DAYS[0]
     assert list_intervals(recipe.source, home=home_settings.home) == list(DAYS)

@@ -47,7 +47,7 @@ def test_the_nearest_stored_images_with_their_classes_and_sources(house: House, 
     for arguments, says in (
         ([str(tmp_path / "nowhere.png"), "-d", house.name], "No such file"),
         ([str(text), "-d", house.name], "not_an_image"),
-        ([str(asked), "-d", "nothing"], "no such recipe; known:"),
+        ([str(asked), "-d", "nothing"], "no such recipe; there are:"),
     ):
         failed = CliRunner().invoke(app, ["similar", *arguments])
         assert isinstance(failed.exception, UserError)

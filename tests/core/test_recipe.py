@@ -13,7 +13,9 @@ SHIPPED = Path(recipes.__file__).resolve().parents[1] / "recipes"
 
 
 def test_every_shipped_recipe_loads() -> None:
-    assert "digits" in recipes.registered(SHIPPED)
+    found, broken = recipes.registered(SHIPPED)
+    assert "digits" in found
+    assert not broken
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,24 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path.write_text("[training\n")
     with pytest.raises(RecipeError, match=str(path)):
         recipes.load(path)
+
+
+def test_a_broken_file_stops_its_own_recipe_only(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("[training\n")
+    (tmp_path / "good.toml").write_text('[source]\nuri = "x"\n')
+    assert recipes.get("good", tmp_path).name == "good"
+    assert recipes.find("other", tmp_path) is None
+    for name in ("bad", "other"):
+        with pytest.raises(RecipeError, match=r"bad\.toml"):
+            recipes.get(name, tmp_path)
+    with pytest.raises(RecipeError, match="there are: good"):
+        recipes.get("other", tmp_path)
+
+
+def test_a_broken_file_hides_the_one_that_it_would_replace(tmp_path: Path) -> None:
+    (tmp_path / "digits.toml").write_text("[training\n")
+    with pytest.raises(RecipeError, match=str(tmp_path)):
+        recipes.get("digits", SHIPPED, tmp_path)
 
 
 def test_overrides_are_checked_like_the_file() -> None:

@@ -167,6 +167,12 @@ def test_an_int8_variant_out_of_bounds_is_left_out_with_the_reason(trained: _Tra
     assert model_package.load(out / "package").description.decisions["int8"].startswith("refused:")
 
 
+def test_an_int8_variant_out_of_bounds_stops_the_chain_where_it_is_required(trained: _Trained) -> None:
+    recipe = override(RECIPE, {"export.max_int8_accuracy_loss": 0.0, "export.require_int8": True})
+    with pytest.raises(GateRejected, match=r"may lose up to [\d.]+% of accuracy, 0\.00% is the most allowed"):
+        trained.export(recipe, trained.folder / "required")
+
+
 def test_a_graph_that_does_not_match_stops_the_chain(trained: _Trained) -> None:
     with pytest.raises(GateRejected, match="nothing is registered"):
         trained.export(override(RECIPE, {"export.max_logit_difference": 0.0}), trained.folder / "exact")

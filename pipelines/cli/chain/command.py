@@ -22,7 +22,6 @@ from pipelines.cli.execute import storage_of
 from pipelines.cli.past_runs import PastRun
 from pipelines.core import recipe as recipes
 from pipelines.core.datasets import STATIC, read_head
-from pipelines.core.errors import UserError
 from pipelines.core.recipe import Recipe
 from pipelines.core.results import ResultStore
 from pipelines.core.runs import RunFolder, RunId
@@ -38,20 +37,10 @@ def recipe_for(settings: Settings, data: str | None, name: str | None) -> Recipe
     """The recipe of the user's data, a known one by name, or the bundled digits (whose files are written if needed)."""
     if data is not None:
         return ensure_recipe(settings, data, name)
-    recipe = known_recipe(settings, name or settings.default_model)
+    recipe = recipes.get(name or settings.default_model, *settings.recipe_folders)
     if recipe.name == DIGITS:
         ensure_digits(settings.home)
     return recipe
-
-
-def known_recipe(settings: Settings, name: str) -> Recipe:
-    """A registered recipe. Raises UserError listing those there are."""
-    known = recipes.registered(*settings.recipe_folders)
-    if name not in known:
-        raise UserError(
-            f"{name}: no such recipe; there are: {', '.join(sorted(known))}; `darkroom run --data` makes one"
-        )
-    return known[name]
 
 
 def run_chain(settings: Settings, recipe: Recipe, *, direct: bool) -> tuple[Outcome, Mapping[str, str]]:

@@ -57,10 +57,9 @@ def ensure_recipe(settings: Settings, data: str, name: str | None = None) -> Rec
     Raises UserError when the name belongs to other data, SourceError when there is no data.
     """
     uri = data if "://" in data else str(Path(data).expanduser().resolve())
-    registered = recipes.registered(*settings.recipe_folders)
     if name is None:
-        name = _own_name(uri, registered)
-    known = registered.get(name)
+        name = _own_name(uri, recipes.registered(*settings.recipe_folders)[0])
+    known = recipes.find(name, *settings.recipe_folders)
     if known is not None:
         if known.source.uri.rstrip("/") != uri.rstrip("/"):
             raise UserError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import typer
+
 from pipelines.cli.chain import graph
 from pipelines.cli.execute import storage_of
 from pipelines.cli.past_runs import PastRun, past_runs
@@ -17,7 +19,10 @@ from pipelines.settings import Settings
 def list_runs(settings: Settings, recipe: str | None, limit: int) -> list[dict[str, Any]]:
     """Runs that have begun, newest first."""
     storage = storage_of(settings)
-    names = [recipe] if recipe else sorted(recipes.registered(*settings.recipe_folders))
+    known, broken = recipes.registered(*settings.recipe_folders)
+    for error in broken.values():
+        typer.secho(f"warning: {error}", err=True, fg="yellow")
+    names = [recipe] if recipe else sorted(known)
     found: list[tuple[PastRun, Sequence[str]]] = []
     for name in names:
         found += [(one, graph.INGEST) for one in past_runs(storage, graph.ingest_dag(settings, name))]

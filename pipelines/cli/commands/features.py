@@ -60,13 +60,8 @@ def similar(
 
 def _recipe(settings: Settings, name: str) -> Recipe:
     from pipelines.core import recipe as recipes
-    from pipelines.core.errors import UserError
 
-    known = recipes.registered(*settings.recipe_folders)
-    name = name or settings.default_model
-    if name not in known:
-        raise UserError(f"dataset {name}: no such recipe; known: {', '.join(sorted(known))}")
-    return known[name]
+    return recipes.get(name or settings.default_model, *settings.recipe_folders)
 
 
 def _similar(settings: Settings, recipe: Recipe, image: Path, top: int) -> list[dict[str, Any]]:

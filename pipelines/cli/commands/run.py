@@ -61,9 +61,10 @@ def backfill(
     recipe that runs already is followed first. What is accepted triggers training by itself, once.
     """
     from pipelines.cli.chain import command
+    from pipelines.core import recipe as recipes
 
     settings = settings_module.load()
-    chosen = command.known_recipe(settings, recipe or settings.default_model)
+    chosen = recipes.get(recipe or settings.default_model, *settings.recipe_folders)
     if not chosen.source.dated:
         raise UserError(f"{chosen.name}: its source has no days; `darkroom run` ingests it as a whole")
     days = _day("--from", first), _day("--to", last)

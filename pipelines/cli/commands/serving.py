@@ -158,7 +158,7 @@ def _version(registry: ModelRegistry, model: str, text: str) -> ModelVersion:
 
 
 def _rollout(settings: Settings, model: str) -> recipes.Rollout:
-    found = recipes.registered(*settings.recipe_folders).get(model)
+    found = recipes.find(model, *settings.recipe_folders)
     return found.rollout if found else recipes.Rollout()
 
 
