@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from pipelines.core import embedding
 from pipelines.core.embedding import Embedder
 from pipelines.core.errors import NotFound, UserError
-from pipelines.core.results import ResultStore
 from pipelines.core.storage import Storage
 from pipelines.settings import Settings
 
@@ -59,16 +58,12 @@ def open_embedder(settings: Settings, storage: Storage, text: str) -> Embedder:
 
 
 def _package_embedder(settings: Settings, storage: Storage, digest: str, view: str) -> Embedder:
-    """One of our own packages, found among the results of `evaluate` by its digest."""
-    from pipelines.core import model_package
+    """One of our own registered packages."""
+    from pipelines.core import package_store
 
-    results = ResultStore(storage, settings.home / "cache")
-    for entry in storage.list("results/evaluate/"):
-        if entry.key.endswith("/result.json"):
-            found = results.find("evaluate", entry.key.split("/")[2])
-            if found is not None and found.value["package_digest"] == digest:
-                package = model_package.load(found.folder / "package", digest=digest)
-                return embedding.PackageEmbedder(package, view)
-    raise NotFound(
-        f"features.embedding = 'package:{digest}': no evaluated package has this digest; see `darkroom models`"
-    )
+    try:
+        return embedding.PackageEmbedder(package_store.get(storage, digest, settings.home / "cache"), view)
+    except NotFound as error:
+        raise NotFound(
+            f"features.embedding = 'package:{digest}': no registered package has this digest; see `darkroom models`"
+        ) from error

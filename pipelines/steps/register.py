@@ -37,14 +37,16 @@ def register(candidate: Candidate, recipe: Recipe, registry: ModelRegistry, stor
     """Converges: the same content is one version, whoever was killed half-way."""
     package = model_package.load(candidate.evaluated / "package")
     package_store.put(storage, package)
-    storage.write_new(
-        package_store.lineage_key(package.digest, "training_set.parquet"), candidate.training_set.read_bytes()
-    )
     made_by = _recipe_of(package, recipe, storage)
-    storage.write_new(
-        package_store.lineage_key(package.digest, "recipe.json"),
-        json.dumps(recipes.to_dict(made_by), indent=1).encode(),
-    )
+    lineage = {
+        "training_set.parquet": candidate.training_set.read_bytes(),
+        "recipe.json": json.dumps(recipes.to_dict(made_by), indent=1).encode(),
+    }
+    for name, content in lineage.items():
+        # What was written first was written nearest to the making; a later run may have reused the package.
+        key = package_store.lineage_key(package.digest, name)
+        if not storage.compare_and_swap(key, None, content):
+            storage.refresh(key)
     version = registry.register(
         Registration(
             model=recipe.name,

@@ -90,3 +90,12 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path, monkeypatch: pytest.Mo
     assert {kind: found["num_objects"] for kind, found in freed.items()} == {"cache": 2, "scratch": 2}
     assert not any(path.exists() for path in paths)
     assert young.exists()
+
+
+def test_a_file_that_vanishes_while_it_is_looked_at_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    gone = tmp_path / "store" / ".partial" / "written-meanwhile"
+    monkeypatch.setattr(LocalStorage, "leftovers", lambda _: iter([gone]))
+    assert gc()["freed"] == {}

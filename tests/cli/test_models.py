@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from example_packages import COLOURS, coloured, write_package
 
 from pipelines.adapters import database
 from pipelines.adapters.tracking import MlflowRegistry
+from pipelines.cli.feature_stores import open_embedder
 from pipelines.cli.main import main
 from pipelines.core import manifest, model_package
 from pipelines.core.datasets import snapshot_key
+from pipelines.core.errors import NotFound
 from pipelines.core.model_package import ModelPackage
-from pipelines.core.recipe import Recipe, Source, Training
+from pipelines.core.package_store import lineage_key
+from pipelines.core.recipe import Gate, Recipe, Source, Training
 from pipelines.core.storage import open_storage
 from pipelines.core.values import Compared, Interval, Trained
 from pipelines.settings import Settings
@@ -184,6 +188,11 @@ def registered(postgres_settings: Settings, tmp_path_factory: pytest.TempPathFac
         )
         made = register(candidate, RECIPE, registry, storage)
         assert register(candidate, RECIPE, registry, storage) == made
+        # Another recipe that ends in the same package does not rewrite how it was first made.
+        lineage = lineage_key(made.package_digest, "recipe.json")
+        first = storage.read(lineage)
+        register(candidate, replace(RECIPE, gate=Gate(margin=0.123)), registry, storage)
+        assert storage.read(lineage) == first
         assert (made.version, made.package_digest) == (number, digests[-1])
     registry.promote("colours", 1)
     return {"settings": settings, "digests": digests, "red": [row["image_id"] for row in rows]}
@@ -263,3 +272,12 @@ def test_trace(darkroom: Callable[..., tuple[int, str, str]], platform: dict[str
     by_digest = json.loads(darkroom("trace", platform["digests"][0], "--json")[1])
     assert by_digest == {key: value for key, value in found.items() if key not in ("images", "num_images")}
     assert "/data/colours/red/0.png" in darkroom("trace", "colours:1", "--images")[1]
+
+
+def test_a_registered_package_embeds_and_an_unknown_one_is_named(registered: dict[str, Any]) -> None:
+    settings = registered["settings"]
+    storage = open_storage(settings.store_uri)
+    embedder = open_embedder(settings, storage, f"package:{registered['digests'][0]}")
+    assert embedder.embed(np.zeros((2, embedder.height, embedder.width, 3), np.uint8)).shape == (2, 3)
+    with pytest.raises(NotFound, match="no registered package has this digest"):
+        open_embedder(settings, storage, f"package:{'0' * 64}")

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -99,10 +100,14 @@ def _local_garbage(settings: Settings, storage: Storage, cutoff: float, *, dry_r
     if isinstance(storage, LocalStorage):
         places += [("scratch", path) for path in storage.leftovers()]
     for kind, path in places:
-        newest, size = _newest_and_size(path)
+        try:
+            newest, size = _newest_and_size(path)
+        except FileNotFoundError:  # whoever was writing it has finished
+            continue
         if newest < cutoff:
             if not dry_run:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             yield Garbage(kind=kind, key=str(path), num_objects=1, size_bytes=size)
 
 
