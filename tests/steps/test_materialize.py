@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -96,6 +97,9 @@ def test_an_interval_that_shrinks_takes_its_images_along_but_not_those_of_others
     assert set(house.stored()) == keys_of(first) | keys_of(again)
     assert {house.stored()[key][0].day for key in shared} == {1}, "the first day still holds it"
     assert set(house.stored(STATISTICS_VIEW)) == set(house.stored())
+    shutil.rmtree(house.data / "dt=2024-01-02")
+    house.run("2024-01-02")
+    assert set(house.stored()) == set(house.stored(STATISTICS_VIEW)) == keys_of(first), "a day that was deleted"
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
