@@ -99,13 +99,13 @@ def test_down_ends_everything_and_up_serves_again(undisturbed: tuple[LivePlatfor
     assert summary["package_digest"] in answer.stdout
 
 
-def test_killed_on_the_way_it_ends_in_the_same_state(
-    undisturbed: tuple[LivePlatform, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_killed_on_the_way_it_ends_in_the_same_state(undisturbed: tuple[LivePlatform, dict[str, Any]]) -> None:
     reference, reference_summary = undisturbed
     expected = reference.end_state(reference_summary)
     reference.command("down")
-    platform = LivePlatform(tmp_path / "home")
+    # The same place, since manifests name their files by where they lie.
+    reference.home.rename(reference.home.with_name("undisturbed"))
+    platform = LivePlatform(reference.home)
     try:
         with platform.running("run") as command:
             wait_for(lambda: platform.finished("ingest_images", "ingest"), 240, "a first ingest")
