@@ -99,27 +99,62 @@ def test_down_ends_everything_and_up_serves_again(undisturbed: tuple[LivePlatfor
     assert summary["package_digest"] in answer.stdout
 
 
-def test_killed_on_the_way_it_ends_in_the_same_state(undisturbed: tuple[LivePlatform, dict[str, Any]]) -> None:
-    reference, reference_summary = undisturbed
-    expected = reference.end_state(reference_summary)
-    reference.command("down")
-    # The same place, since manifests name their files by where they lie.
-    reference.home.rename(reference.home.with_name("undisturbed"))
-    platform = LivePlatform(reference.home)
+@pytest.fixture(scope="module")
+def expected(undisturbed: tuple[LivePlatform, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """Where the undisturbed platform lay, and its end state. It makes room, since manifests name files by place."""
+    platform, summary = undisturbed
+    state = platform.end_state(summary)
+    platform.command("down")
+    platform.home.rename(platform.home.with_name("undisturbed"))
+    return platform.home, state
+
+
+# (DAG, step, victim): once the step has finished, kill -9 the platform's process of that name; the victim `itself` is
+# the step's own process while it runs.
+QUICK = (
+    ("ingest_images", "ingest", "airflow-scheduler"),
+    ("ingest_images", "accept", "postgres"),
+    ("train_classifier", "train", "itself"),
+    ("train_classifier", "train", "supervisor"),
+)
+EVERY_SERVICE = (
+    ("ingest_images", "plan", "airflow-dag-processor"),
+    ("ingest_images", "assemble", "airflow-api"),
+    ("ingest_images", "accept", "step-host"),
+    ("train_classifier", "settle", "airflow-triggerer"),
+    ("train_classifier", "prepare", "mlflow"),
+    ("train_classifier", "register", "envoy"),
+)
+LATE = (
+    ("train_classifier", "export", "itself"),
+    ("train_classifier", "evaluate", "postgres"),
+    ("train_classifier", "register", "supervisor"),
+    ("train_classifier", "build_bento", "postgres"),
+    ("train_classifier", "build_bento", "airflow-scheduler"),
+)
+
+
+@pytest.mark.parametrize(
+    "kills", [QUICK, pytest.param(EVERY_SERVICE, marks=pytest.mark.full), pytest.param(LATE, marks=pytest.mark.full)]
+)
+def test_killed_on_the_way_it_ends_in_the_same_state(
+    expected: tuple[Path, dict[str, Any]], kills: tuple[tuple[str, str, str], ...]
+) -> None:
+    home, state = expected
+    platform = LivePlatform(home)
     try:
         with platform.running("run") as command:
-            wait_for(lambda: platform.finished("ingest_images", "ingest"), 240, "a first ingest")
-            platform.kill("airflow-scheduler")
-            wait_for(lambda: platform.finished("ingest_images", "accept"), 240, "a first accepted interval")
-            platform.kill("postgres")
-            trainer = wait_for(lambda: platform.step_pid("train_classifier", "train"), 400, "the trainer")
-            os.kill(trainer, signal.SIGKILL)
-            wait_for(lambda: platform.finished("train_classifier", "train"), 240, "training to end after all")
-            platform.kill("supervisor")
+            for dag, step, victim in kills:
+                if victim == "itself":
+                    os.kill(wait_for(lambda d=dag, s=step: platform.step_pid(d, s), 400, step), signal.SIGKILL)  # type: ignore[misc]
+                else:
+                    wait_for(lambda d=dag, s=step: platform.finished(d, s), 400, f"{step} to finish")  # type: ignore[misc]
+                    platform.kill(victim)
             # One command goes on through all of that; should it not, the same command again must.
             command.wait(400)
         summary = platform.json("run")
-        assert platform.end_state(summary) == expected
+        assert platform.end_state(summary) == state
     finally:
         platform.command("down")
         assert not platform.processes()
+        home.rename(home.with_name(f"disturbed-{kills[0][2]}"))
