@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 
 from pipelines.adapters.orchestrator import DagRun, Task
 from pipelines.core.runs import Reference
@@ -57,7 +56,7 @@ def overhead(run: DagRun, tasks: Sequence[Task], references: Sequence[Reference]
     wall_s = (run.ended_at - began).total_seconds()
     function_s = sum(reference.function_s for _, reference in path)
     process_s = sum(reference.process_s for _, reference in path)
-    cool_down_s = _cool_down(made.get(("settle", None)), began)
+    cool_down_s = _cool_down(made.get(("settle", None)))
     return Overhead(
         run=f"{run.dag_id}/{run.run_id}",
         wall_s=wall_s,
@@ -69,11 +68,6 @@ def overhead(run: DagRun, tasks: Sequence[Task], references: Sequence[Reference]
     )
 
 
-def _cool_down(settled: Reference | None, began: datetime) -> float:
-    """Seconds from the first look at the data to the last, which is the deferred wait."""
-    if settled is None:
-        return 0.0
-    waited = settled.facts.get("waited_s")
-    if isinstance(waited, int | float):
-        return float(waited)
-    return max(0.0, (datetime.fromisoformat(settled.started_at) - began).total_seconds() - 1.0)
+def _cool_down(settled: Reference | None) -> float:
+    """Seconds that the run was told to wait for quiet data; noticing the end of the wait is overhead."""
+    return float(settled.facts.get("waited_s", 0.0)) if settled else 0.0

@@ -12,7 +12,7 @@ from pipelines.cli.registry import StepContext, StepSpec
 from pipelines.core import datasets
 from pipelines.core.datasets import STATIC, Head
 from pipelines.core.errors import DarkroomError
-from pipelines.core.runs import RunRequest
+from pipelines.core.runs import RunFolder, RunRequest
 from pipelines.core.storage import Storage
 from pipelines.core.values import Accepted, Assembled, Ingested, Planned, Settled, Snapshotted
 from pipelines.settings import Settings
@@ -90,7 +90,10 @@ def _accept(ctx: StepContext) -> Accepted:
 def _settle(ctx: StepContext) -> Settled:
     from pipelines.steps.settle import settle
 
-    settled = settle(ctx.storage, ctx.recipe.name, ctx.recipe.schedule.cool_down_s, datetime.now(UTC))
+    now = datetime.now(UTC)
+    settled = settle(ctx.storage, ctx.recipe.name, ctx.recipe.schedule.cool_down_s, now)
+    ctx.facts["waited_s"] = _waited_s(ctx, now)
+    ctx.facts["wait_s"] = settled.wait_s
     if settled.wait_s > 0 or not ctx.run.run_id.startswith(ASSET_TRIGGERED):
         return settled
     moved_at = datasets.read_head(ctx.storage, ctx.recipe.name).moved_at
@@ -99,6 +102,19 @@ def _settle(ctx: StepContext) -> Settled:
         ctx.facts["nothing_to_do"] = True
     return replace(settled, trained_by=before)
 
+
+def _waited_s(ctx: StepContext, now: datetime) -> float:
+    """Seconds this run has been told to wait so far; what an earlier, cleared try of it waited does not count."""
+    found = [one for one in RunFolder(ctx.storage, ctx.run).references() if one.step == "settle"]
+    if not found:
+        return 0.0
+    told = float(found[-1].facts.get("wait_s", 0.0))
+    late_s = (now - datetime.fromisoformat(found[-1].finished_at)).total_seconds() - told
+    return float(found[-1].facts.get("waited_s", 0.0)) + told if told and late_s < _LATE_S else 0.0
+
+
+_LATE_S = 60.0
+"""A deferred task that comes back later than this was started anew."""
 
 _heads: dict[str, Head] = {}
 """The head that a snapshot's key was made from, so that the step composes that one though the head may move on."""
