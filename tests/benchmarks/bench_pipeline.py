@@ -72,8 +72,8 @@ def _steps(summary: dict[str, Any], images: dict[str, int]) -> list[dict[str, An
         row["function_s"] += one["function_s"]
         row["peak_rss_bytes"] = max(row["peak_rss_bytes"], one["peak_rss_bytes"])
     for row in rows.values():
-        if row["step"] in PER_IMAGE and row["function_s"]:
-            row["images_per_s"] = images.get(row["step"], 0) / row["function_s"]
+        if row["step"] in PER_IMAGE and row["function_s"] and images.get(row["step"]):
+            row["images_per_s"] = images[row["step"]] / row["function_s"]
     return list(rows.values())
 
 
@@ -93,6 +93,7 @@ def render(found: dict[str, Any]) -> str:
         f"materialization {rate:,.0f} rows/s" if rate else "materialization not measured",
         f"orchestration overhead {found['overhead_per_task_s']:.2f} s a task; platform at rest "
         f"{found['platform_memory_bytes'] / 1e9:.2f} GB (PSS)",
+        "peak MB counts what a step shares with the step host (about 700 MB) as its own",
     ]
     return "\n".join(lines)
 
