@@ -39,7 +39,7 @@ class Settings:
     """Reserved for a Celery queue of the step operator; None runs steps as local processes."""
     features_redis: str | None = None
     """Feast's online store in Redis (`host:port,db=0,password=…`) instead of PostgreSQL; `similar` needs the latter."""
-    min_memory_mb: int = 3000
+    min_memory_mb: int = 4000
     """Free memory without which `darkroom up` does not start."""
     min_disk_mb: int = 1000
     """Free disk at the home without which `darkroom up` does not start."""
