@@ -130,6 +130,6 @@ def load() -> Settings:
         default_model=os.environ.get("DARKROOM_DEFAULT_MODEL") or "digits",
         celery_queue=os.environ.get("DARKROOM_CELERY_QUEUE") or None,
         features_redis=os.environ.get("DARKROOM_FEATURES_REDIS") or None,
-        min_memory_mb=_megabytes("DARKROOM_MIN_MEMORY_MB", 3000),
+        min_memory_mb=_megabytes("DARKROOM_MIN_MEMORY_MB", 4000),
         min_disk_mb=_megabytes("DARKROOM_MIN_DISK_MB", 1000),
     )

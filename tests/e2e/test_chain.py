@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.live_platform import LivePlatform, wait_for
@@ -67,6 +69,22 @@ def test_running_again_does_nothing_again(undisturbed: tuple[LivePlatform, dict[
     again = platform.json("run")
     assert again["steps"] == []
     assert again["package_digest"] == summary["package_digest"]
+
+
+def test_data_that_do_not_hold_are_parked_and_the_message_says_why(
+    undisturbed: tuple[LivePlatform, dict[str, Any]], tmp_path: Path
+) -> None:
+    platform, _ = undisturbed
+    for name, number in (("many", 12), ("few", 1)):
+        (tmp_path / "lopsided" / name).mkdir(parents=True)
+        for index in range(number):
+            pixels = np.random.default_rng(index + number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "lopsided" / name / f"{index}.png")
+    done = platform.command("run", "--data", str(tmp_path / "lopsided"))
+    assert done.returncode == 1
+    for said in ("parked", "smallest class 1", "at least 2 (validation.min_images_per_class)", "few/0.png"):
+        assert said in done.stderr, done.stderr
+    assert platform.references("train_classifier__lopsided") == {}
 
 
 def test_a_backfill_done_twice_changes_nothing(undisturbed: tuple[LivePlatform, dict[str, Any]]) -> None:
