@@ -119,6 +119,7 @@ def test_a_deployment_that_fails_its_proof_changes_nothing(
 def test_no_request_is_lost(
     reconciler: Reconciler, settings: Settings, builds: dict[int, Build], num_deployments: int
 ) -> None:
+    assert deploy(settings, builds[1]).state == "live"  # something serves before the load begins
     with Load(settings.gateway_port, "/v1/models/colours/classify").running(threads=4) as load:
         for number in range(num_deployments):
             assert deploy(settings, builds[2 - number % 2]).state == "live"
