@@ -57,10 +57,6 @@ class Settings:
     def gateway_url(self) -> str:
         return f"http://127.0.0.1:{self.gateway_port}"
 
-    def source_uri(self, uri: str) -> str:
-        """A recipe's source as an absolute path or s3:// URI; relative paths are below `home`."""
-        return uri if "://" in uri else str(self.home / Path(uri).expanduser())
-
     def port(self, service: str) -> int:
         """The port given to a local service (`airflow`, `mlflow`, `envoy_admin`, `postgres`)."""
         override = os.environ.get(f"DARKROOM_{service.upper()}_PORT")

@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 SOCKET_NAME = "steps.sock"
@@ -48,11 +48,6 @@ class HostedStep:
         line = self._lines.readline()
         self._connection.close()
         return int(line) if line.strip() else -signal.SIGKILL
-
-    def signal_tree(self, signal_number: int) -> None:
-        """Send a signal to every process of the step's session leader's group."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal_number)
 
 
 def start_hosted(
