@@ -148,7 +148,10 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """`export`. Files: package/ (a model package without test metrics), variants.json (latency, accuracy, parity)."""
+    """`export`. Files: package/ (a model package without test metrics), variants.json (accuracy, parity).
+
+    Latency varies between equal runs, so it is a fact of the run.
+    """
 
     variant: str
     """The variant that serves: fp32, int8 or fp16."""
