@@ -1,16 +1,24 @@
-"""Preprocessed images on disk as plain NumPy arrays: what training reads. Only NumPy is needed.
+"""The images of a training on disk, decoded once or encoded as they came. Only NumPy is needed.
 
-<split>-pixels.npy    uint8 [N, H, W, 3]
-<split>-labels.npy    int64 [N]
-<split>-weights.npy   float32 [N]
-<split>-ids.txt       N lines
-pixelset.json         class names, preprocessing spec, images per split; written last
+pixelset.json               class names, preprocessing spec, and what each split holds; written last
+<split>-labels.npy          int64 [N]
+<split>-weights.npy         float32 [N]
+<split>-ids.npy             bytes [N]
+
+decoded:
+<split>-pixels-00000.npy …  uint8 [rows, H, W, 3], at most SHARD_BYTES each
+<split>-sizes.npy           int32 [N, 2], only where whole images were squashed to H x W: height and width they had
+
+encoded:
+<split>-images-00000.bin …  the files' bytes, one after the other, about SHARD_BYTES each
+<split>-spans.npy           int64 [N, 3]: shard, first byte, end
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,55 +29,172 @@ from numpy.typing import NDArray
 from pipelines.core.errors import IntegrityError, SourceError
 
 INDEX = "pixelset.json"
+SHARD_BYTES = 1 << 30
+
 Pixels = NDArray[np.uint8]
+Rows = NDArray[np.int64]
+
+
+class DecodedImages:
+    """uint8 [N, H, W, 3] in one or more arrays, memory maps where they come from disk."""
+
+    def __init__(self, shards: Sequence[Pixels], sizes: NDArray[np.int32] | None = None) -> None:
+        self._shards = tuple(shards)
+        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        self.height, self.width = self._shards[0].shape[1:3]
+        self.sizes = sizes
+        """int32 [N, 2]: the original height and width where whole images were squashed; None for evaluation pixels."""
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self) * self.height * self.width * 3
+
+    def image(self, row: int) -> Pixels:
+        """uint8 [H, W, 3]"""
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._shards[shard][row - int(self._starts[shard])]
+
+    def rows(self, rows: Rows, out: Pixels | None = None) -> Pixels:
+        """uint8 [len(rows), H, W, 3] in the order of `rows`, written to `out` where given."""
+        found = np.empty((len(rows), self.height, self.width, 3), np.uint8) if out is None else out
+        if len(self._shards) == 1:
+            np.take(self._shards[0], rows, axis=0, out=found)
+            return found
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            found[places] = self._shards[shard][rows[places] - self._starts[shard]]
+        return found
+
+    def batches(self, size: int) -> Iterator[Pixels]:
+        """All images in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.rows(np.arange(start, min(start + size, len(self))))
+
+
+class EncodedImages:
+    """Encoded files, to be decoded when they are used."""
+
+    def __init__(self, shards: Sequence[bytes | mmap.mmap], spans: NDArray[np.int64]) -> None:
+        self._shards = shards
+        self._spans = spans
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def data(self, row: int) -> bytes:
+        shard, start, end = self._spans[row]
+        return self._shards[shard][start:end]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split; `pixels` is a memory map where it comes from disk."""
-
-    pixels: Pixels
+    images: DecodedImages | EncodedImages
     labels: NDArray[np.int64]
     weights: NDArray[np.float32]
-    ids: tuple[str, ...]
+    ids: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def pixels(self) -> DecodedImages:
+        """Decoded images; a split to evaluate on always has them, at exactly the model's size."""
+        if not isinstance(self.images, DecodedImages):
+            raise TypeError("the split is encoded")
+        return self.images
+
+
+class Ids(Sequence[str]):
+    """Image ids that stay on disk until they are asked for."""
+
+    def __init__(self, ids: NDArray[np.bytes_]) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return [one.decode() for one in self._ids[position]]
+        return self._ids[position].decode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSet:
     class_names: tuple[str, ...]
     preprocessing: Mapping[str, Any]
-    """The spec's JSON."""
+    """The spec's JSON: what evaluation pixels are made by."""
     splits: Mapping[str, Split]
 
 
-def pixels_path(folder: Path, split: str) -> Path:
-    return folder / f"{split}-pixels.npy"
+def rows_per_shard(height: int, width: int) -> int:
+    return max(1, SHARD_BYTES // (height * width * 3))
 
 
 def create_pixels(folder: Path, split: str, num_images: int, height: int, width: int) -> None:
-    """Lay out an empty pixel file; fill it with `open_pixels`."""
-    array = np.lib.format.open_memmap(
-        pixels_path(folder, split), mode="w+", dtype=np.uint8, shape=(num_images, height, width, 3)
-    )
-    array.flush()
+    """Lay out empty pixel files; fill them through `open_pixels`."""
+    step = rows_per_shard(height, width)
+    for shard, start in enumerate(range(0, max(1, num_images), step)):
+        shape = (min(step, num_images - start), height, width, 3)
+        np.lib.format.open_memmap(
+            _shard(folder, split, "pixels", shard), mode="w+", dtype=np.uint8, shape=shape
+        ).flush()
 
 
-def open_pixels(folder: Path, split: str) -> Pixels:
-    """The split's pixel file, writable in place. Several processes may fill rows of their own."""
-    array: Pixels = np.load(pixels_path(folder, split), mmap_mode="r+", allow_pickle=False)
-    return array
+class PixelFiles:
+    """The pixel files of a split, writable by several processes at once in different rows."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        paths = sorted(folder.glob(f"{split}-pixels-*.npy"))
+        self._shards = [np.load(path, mmap_mode="r+", allow_pickle=False) for path in paths]
+        self._step = len(self._shards[0])
+
+    def __setitem__(self, row: int, pixels: Pixels) -> None:
+        self._shards[row // self._step][row % self._step] = pixels
+
+
+class EncodedWriter:
+    """Appends encoded files; `close` writes where each begins and ends."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
+        self._spans: list[tuple[int, int, int]] = []
+        self._file = _shard(folder, split, "images", 0).open("wb")
+        self._number = 0
+
+    def append(self, data: bytes) -> None:
+        start = self._file.tell()
+        if start and start + len(data) > SHARD_BYTES:
+            self._file.close()
+            self._number, start = self._number + 1, 0
+            self._file = _shard(self._folder, self._split, "images", self._number).open("wb")
+        self._file.write(data)
+        self._spans.append((self._number, start, start + len(data)))
+
+    def close(self) -> None:
+        self._file.close()
+        np.save(self._folder / f"{self._split}-spans.npy", np.array(self._spans, np.int64).reshape(-1, 3))
 
 
 def write_split(
-    folder: Path, split: str, *, labels: Sequence[int], weights: Sequence[float], ids: Sequence[str]
+    folder: Path,
+    split: str,
+    *,
+    labels: Sequence[int],
+    weights: Sequence[float],
+    ids: Sequence[str],
+    sizes: NDArray[np.int32] | None = None,
 ) -> None:
-    """Everything of a split but its pixels."""
+    """Everything of a split but its images."""
     np.save(folder / f"{split}-labels.npy", np.asarray(labels, np.int64))
     np.save(folder / f"{split}-weights.npy", np.asarray(weights, np.float32))
-    (folder / f"{split}-ids.txt").write_text("".join(f"{one}\n" for one in ids), "utf-8")
+    np.save(folder / f"{split}-ids.npy", np.array([one.encode() for one in ids], dtype=np.bytes_))
+    if sizes is not None:
+        np.save(folder / f"{split}-sizes.npy", sizes)
 
 
 def write_index(
@@ -80,7 +205,7 @@ def write_index(
 
 
 def load(folder: Path) -> PixelSet:
-    """Raises SourceError where the folder is no pixel set, IntegrityError where its arrays do not fit together."""
+    """Raises SourceError where the folder is no pixel set, IntegrityError where its files do not fit together."""
     try:
         table = json.loads((folder / INDEX).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -93,15 +218,45 @@ def load(folder: Path) -> PixelSet:
 
 
 def _load_split(folder: Path, split: str, num_images: int) -> Split:
-    # Copy-on-write: torch warns about arrays that it could not write to.
-    pixels = np.load(pixels_path(folder, split), mmap_mode="c" if num_images else None, allow_pickle=False)
+    sizes = folder / f"{split}-sizes.npy"
+    spans = folder / f"{split}-spans.npy"
+    images = (
+        _load_encoded(folder, split, spans)
+        if spans.exists()
+        else _load_decoded(folder, split, np.load(sizes, allow_pickle=False) if sizes.exists() else None)
+    )
     found = Split(
-        pixels=pixels,
+        images=images,
         labels=np.load(folder / f"{split}-labels.npy", allow_pickle=False),
         weights=np.load(folder / f"{split}-weights.npy", allow_pickle=False),
-        ids=tuple((folder / f"{split}-ids.txt").read_text("utf-8").splitlines()),
+        ids=Ids(np.load(folder / f"{split}-ids.npy", mmap_mode="r" if num_images else None, allow_pickle=False)),
     )
-    lengths = {len(found.pixels), len(found.labels), len(found.weights), len(found.ids)}
-    if lengths != {num_images} or found.pixels.dtype != np.uint8 or found.pixels.ndim != 4:
-        raise IntegrityError(f"{pixels_path(folder, split)}: {sorted(lengths)} rows where {INDEX} says {num_images}")
+    lengths = {len(found.images), len(found.labels), len(found.weights), len(found.ids)}
+    if lengths != {num_images}:
+        raise IntegrityError(f"{folder}: split {split} has {sorted(lengths)} rows where {INDEX} says {num_images}")
     return found
+
+
+def _load_decoded(folder: Path, split: str, sizes: NDArray[np.int32] | None) -> DecodedImages:
+    shards = []
+    for path in sorted(folder.glob(f"{split}-pixels-*.npy")):
+        empty = path.stat().st_size < 256  # nothing to map
+        # Copy-on-write: torch warns about arrays that it could not write to.
+        shards.append(np.load(path, mmap_mode=None if empty else "c", allow_pickle=False))
+        if shards[-1].dtype != np.uint8 or shards[-1].ndim != 4:
+            raise IntegrityError(f"{path}: expected uint8 [N, H, W, 3]")
+    if not shards:
+        raise IntegrityError(f"{folder}: the images of split {split} are missing")
+    return DecodedImages(shards, sizes)
+
+
+def _load_encoded(folder: Path, split: str, spans: Path) -> EncodedImages:
+    shards: list[bytes | mmap.mmap] = []
+    for path in sorted(folder.glob(f"{split}-images-*.bin")):
+        with path.open("rb") as file:
+            shards.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b"")
+    return EncodedImages(shards, np.load(spans, allow_pickle=False))
+
+
+def _shard(folder: Path, split: str, kind: str, number: int) -> Path:
+    return folder / f"{split}-{kind}-{number:05d}.{'npy' if kind == 'pixels' else 'bin'}"

@@ -108,9 +108,10 @@ class Preprocessing:
 class Model:
     backbone: str = option(
         "small",
-        "Network: 'small' is for images up to 64 px, the others are torchvision's.",
+        "Network: 'small' and 'airbench' (wider) are for images up to 64 px, the others are torchvision's.",
         choices=(
             "small",
+            "airbench",
             "resnet18",
             "resnet50",
             "mobilenet_v2",
@@ -121,29 +122,147 @@ class Model:
         form=True,
     )
     weights: str = option("", "State-dict file to start from; empty starts from scratch.")
-    embedding_dim: int = option(128, "Width of the embedding before the head.", minimum=8, maximum=4096)
+    embedding_dim: int = option(
+        128, "Width of the embedding before the head; 0 takes the backbone's own features.", minimum=0, maximum=4096
+    )
+    width: float = option(1.0, "Factor on the channels of 'small' and 'airbench'.", minimum=0.25, maximum=4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
+    mode: str = option(
+        "scratch",
+        "'scratch' and 'finetune' train the whole network, 'finetune' from model.weights with layer-wise rates; 'head' "
+        "trains a linear head on the stored embeddings, in seconds.",
+        choices=("scratch", "finetune", "head"),
+        form=True,
+    )
     epochs: int = option(20, "Passes over the training split.", minimum=1, maximum=10_000, form=True)
-    batch_size: int = option(128, "Images a step.", minimum=1, maximum=65_536, form=True)
-    learning_rate: float = option(0.003, "Peak learning rate of AdamW.", minimum=1e-7, maximum=10, form=True)
-    weight_decay: float = option(0.02, "Decoupled weight decay.", minimum=0, maximum=10, form=True)
-    label_smoothing: float = option(0.05, "Label smoothing.", minimum=0, maximum=0.5)
+    batch_size: int = option(128, "Images an optimizer step.", minimum=1, maximum=65_536, form=True)
+    micro_batch: int = option(
+        0,
+        "Images a forward pass, gradients being accumulated over a batch; 0 takes the whole batch at once. Halved "
+        "where the GPU's memory does not suffice.",
+        minimum=0,
+        maximum=65_536,
+    )
+    optimizer: str = option(
+        "adamw", "'muon' orthogonalizes the updates of matrices.", choices=("adamw", "sgd", "muon"), form=True
+    )
+    learning_rate: float = option(
+        0.0, "Peak learning rate; 0 takes the optimizer's own.", minimum=0, maximum=10_000, form=True
+    )
+    weight_decay: float = option(
+        -1.0, "Decay of matrices and filters; -1 takes the optimizer's own.", minimum=-1, maximum=10
+    )
+    momentum: float = option(
+        -1.0, "Of 'sgd' (0.9) and 'muon' (0.6), with Nesterov's step; -1 takes these.", minimum=-1, maximum=0.999
+    )
+    schedule: str = option(
+        "cosine",
+        "'cosine' falls to zero; 'trapezoid' stays at the peak and falls linearly over the last cooldown_share.",
+        choices=("cosine", "trapezoid"),
+    )
     warmup_share: float = option(0.1, "Share of the steps that warm up linearly.", minimum=0, maximum=0.9)
+    cooldown_share: float = option(0.4, "Share of the steps over which a trapezoid falls.", minimum=0, maximum=1)
+    layer_decay: float = option(
+        0.75, "Fine-tuning: factor on the rate of each block below the head.", minimum=0.1, maximum=1
+    )
+    clip_norm: float = option(0.0, "Largest norm of a step's gradient; 0 does not clip.", minimum=0)
+    ema_decay: float = option(
+        0.0,
+        "Decay a step of the averaged weights, which are then what is judged and kept; 0 averages none.",
+        minimum=0,
+        maximum=0.99999,
+    )
+    label_smoothing: float = option(0.05, "Label smoothing.", minimum=0, maximum=0.5)
     class_balance: bool = option(False, "Weight classes by the inverse of their size.")
-    flip: bool = option(True, "Mirror training images left to right (not for digits or text).")
-    shift_share: float = option(0.1, "Largest random shift as a share of the side.", minimum=0, maximum=0.5)
     patience: int = option(
         8, "Epochs without a better validation loss before training stops; 0 never stops.", minimum=0
     )
-    precision: str = option("auto", "'auto' is bf16 where the device is fast at it.", choices=("auto", "fp32", "bf16"))
+    keep: str = option(
+        "best", "Weights that are kept: of the best epoch by validation loss, or of the last.", choices=("best", "last")
+    )
+    precision: str = option(
+        "auto",
+        "'auto' is bf16 where the device is fast at it, fp16 on a GPU without bf16, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    compile: str = option(
+        "auto", "torch.compile; 'auto' compiles on a GPU, where it pays after seconds.", choices=("auto", "on", "off")
+    )
     device: str = option("auto", "'auto' is CUDA where there is a GPU.", choices=("auto", "cpu", "cuda"))
+    deterministic: bool = option(
+        False, "Bit-identical repeats on a GPU too, at some cost in speed; a CPU always repeats."
+    )
     threads: int = option(
         2, "CPU threads; part of the result's identity, since sums depend on it.", minimum=1, maximum=256
     )
     seed: int = option(0, "Seed of initialization, order and augmentation.", minimum=0, form=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    crop: str = option(
+        "shift",
+        "'shift' moves the image, repeating its border; 'resized' cuts a random part and scales it (photographs).",
+        choices=("shift", "resized"),
+    )
+    shift_share: float = option(0.1, "Largest random shift as a share of the side.", minimum=0, maximum=0.5)
+    border: str = option("edge", "What a shift fills in: the edge repeated, or mirrored.", choices=("edge", "reflect"))
+    min_area: float = option(0.25, "Smallest share of the image that 'resized' cuts.", minimum=0.01, maximum=1)
+    flip: str = option(
+        "random",
+        "Mirror left to right: 'none' (digits, text), 'random', or 'alternating': each image every second epoch.",
+        choices=("none", "random", "alternating"),
+    )
+    erasing: float = option(0.0, "Share of images that lose a random rectangle.", minimum=0, maximum=1)
+    mixup: float = option(0.0, "Alpha of mixup (images blended in pairs); 0 mixes none.", minimum=0, maximum=10)
+    cutmix: float = option(
+        0.0,
+        "Alpha of cutmix (a rectangle of another image); 0 mixes none. With mixup, each takes half the batches.",
+        minimum=0,
+        maximum=10,
+    )
+    start_size: float = option(
+        1.0,
+        "Side of training images in the first epochs as a share of the full one, which is reached after two thirds of "
+        "the training; smaller sides are faster.",
+        minimum=0.25,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    strategy: str = option(
+        "auto",
+        "'resident' holds all pixels on the device, 'mapped' maps decoded pixels from disk, 'stream' decodes while "
+        "training. 'auto' takes the first that fits.",
+        choices=("auto", "resident", "mapped", "stream"),
+    )
+    margin: float = option(
+        1.25,
+        "Side of stored pixels over the training side where a 'resized' crop is cut from them.",
+        minimum=1,
+        maximum=4,
+    )
+    max_decoded_gb: float = option(
+        64.0, "'auto' streams a training split whose decoded pixels would take more than this.", minimum=0
+    )
+    workers: int = option(
+        0, "Threads that load ahead; 0 takes one less than the cores, at most 16.", minimum=0, maximum=256
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    tta: str = option(
+        "none",
+        "Test-time augmentation, part of the exported graph: 'mirror' averages 2 views, 'mirror_shift' 6, each at the "
+        "cost of an inference.",
+        choices=("none", "mirror", "mirror_shift"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +321,9 @@ class Recipe:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loading: Loading = field(default_factory=Loading)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     export: Export = field(default_factory=Export)
     gate: Gate = field(default_factory=Gate)
     rollout: Rollout = field(default_factory=Rollout)
@@ -214,10 +336,26 @@ class Recipe:
             )
         if self.split.val_share + self.split.test_share >= 0.9:
             raise RecipeError("split.val_share + split.test_share: must leave at least a tenth for training")
+        _check_training(self)
 
     @property
     def digest(self) -> str:
         return digest_of(self)
+
+
+def _check_training(recipe: Recipe) -> None:
+    """What keys of several sections must agree on. Raises RecipeError."""
+    model, training = recipe.model, recipe.training
+    if training.mode == "finetune" and not model.weights:
+        raise RecipeError("training.mode = 'finetune': model.weights must name the file to start from")
+    if training.mode == "head" and model.weights:
+        raise RecipeError(
+            "training.mode = 'head': the embedding is that of features.embedding; leave model.weights empty"
+        )
+    if training.warmup_share + training.cooldown_share > 1 and training.schedule == "trapezoid":
+        raise RecipeError("training.warmup_share + training.cooldown_share: must be at most 1")
+    if 0 < model.embedding_dim < 8:
+        raise RecipeError(f"model.embedding_dim = {model.embedding_dim}: must be 0 or at least 8")
 
 
 def digest_of(section: Any) -> str:

@@ -87,7 +87,7 @@ def test_photographs_get_a_torchvision_network(home_settings: Settings, tmp_path
     assert recipe.name == "my-photos"
     assert recipe.source == Source(uri=str(folder), dated=False)
     assert (recipe.model.backbone, recipe.preprocessing.height) == ("resnet18", 128)
-    assert recipe.training.flip
+    assert (recipe.augmentation.crop, recipe.augmentation.flip) == ("resized", "random")
     assert data_recipe.ensure_recipe(home_settings, str(folder)) == recipe
 
 
@@ -98,7 +98,7 @@ def test_small_dated_glyphs_get_the_small_network_and_are_not_mirrored(home_sett
     assert recipe.source.dated
     assert recipe.schedule.start_date == "2023-05-01"
     assert (recipe.model.backbone, recipe.preprocessing.width) == ("small", 32)
-    assert not recipe.training.flip
+    assert (recipe.augmentation.crop, recipe.augmentation.flip) == ("shift", "none")
     assert recipe.training.epochs == 60  # few images: the upper bound
 
 

@@ -138,13 +138,14 @@ class _Size:
     backbone: str
     samples: int
     batch_size: int
+    crop: str
 
 
 _SIZES = (
-    _Size(up_to_px=40, side_px=32, backbone="small", samples=400_000, batch_size=128),
-    _Size(up_to_px=56, side_px=48, backbone="small", samples=180_000, batch_size=128),
-    _Size(up_to_px=96, side_px=64, backbone="small", samples=100_000, batch_size=128),
-    _Size(up_to_px=1 << 30, side_px=128, backbone="resnet18", samples=24_000, batch_size=64),
+    _Size(up_to_px=40, side_px=32, backbone="small", samples=400_000, batch_size=128, crop="shift"),
+    _Size(up_to_px=56, side_px=48, backbone="small", samples=180_000, batch_size=128, crop="shift"),
+    _Size(up_to_px=96, side_px=64, backbone="small", samples=100_000, batch_size=128, crop="shift"),
+    _Size(up_to_px=1 << 30, side_px=128, backbone="resnet18", samples=24_000, batch_size=64, crop="resized"),
 )
 
 
@@ -153,7 +154,7 @@ def compose(name: str, uri: str, found: Inspection) -> str:
     size = next(one for one in _SIZES if found.side_px <= one.up_to_px)
     epochs = max(3, min(60, round(size.samples / max(1, found.num_images * 0.7))))
     # Digits, letters and such mean something else when mirrored.
-    flip = not all(len(label) == 1 for label in found.class_names)
+    glyphs = all(len(label) == 1 for label in found.class_names)
     days = [interval for interval in found.intervals if interval[:1].isdigit()]
     schedule = f'\n[schedule]\nstart_date = "{days[0]}"\n' if days else ""
     margin = _margin(found.num_images)
@@ -178,7 +179,10 @@ backbone = "{size.backbone}"
 # About {size.samples:,} samples in all: minutes on two CPU cores. With a GPU, larger networks and more epochs pay.
 epochs = {epochs}
 batch_size = {size.batch_size}
-flip = {str(flip).lower()}
+
+[augmentation]
+crop = "{size.crop}"
+flip = "{"none" if glyphs else "random"}"
 
 [gate]
 # What about {round(found.num_images * _TEST_SHARE):,} test images can tell of two equal models.
