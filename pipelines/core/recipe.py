@@ -121,7 +121,9 @@ class Model:
         ),
         form=True,
     )
-    weights: str = option("", "State-dict file to start from; empty starts from scratch.")
+    weights: str = option(
+        "", "State-dict file to start from, or 'torchvision' for its published weights; empty starts from scratch."
+    )
     embedding_dim: int = option(
         128, "Width of the embedding before the head; 0 takes the backbone's own features.", minimum=0, maximum=4096
     )
@@ -354,6 +356,8 @@ def _check_training(recipe: Recipe) -> None:
         )
     if training.warmup_share + training.cooldown_share > 1 and training.schedule == "trapezoid":
         raise RecipeError("training.warmup_share + training.cooldown_share: must be at most 1")
+    if model.backbone == "airbench" and min(recipe.preprocessing.height, recipe.preprocessing.width) < 16:
+        raise RecipeError("model.backbone = 'airbench': preprocessing.height and width must be at least 16")
     if 0 < model.embedding_dim < 8:
         raise RecipeError(f"model.embedding_dim = {model.embedding_dim}: must be 0 or at least 8")
 
