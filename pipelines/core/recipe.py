@@ -469,14 +469,18 @@ def form_fields(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def registered(*folders: Path) -> tuple[dict[str, Recipe], dict[Path, RecipeError]]:
-    """Every recipe in the folders by name, where a later folder wins; and the errors of the files that do not load."""
+    """Every recipe in the folders by name, where a later folder wins; and the errors of the files that do not load.
+
+    A file without source.uri is a template for data that are named later: see `template`.
+    """
     recipes: dict[str, Recipe] = {}
     broken: dict[Path, RecipeError] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")):
             try:
                 recipe = load(path)
-                recipes[recipe.name] = recipe
+                if recipe.source.uri:
+                    recipes[recipe.name] = recipe
             except RecipeError as error:
                 broken[path] = error
     return recipes, broken
@@ -489,6 +493,12 @@ def find(name: str, *folders: Path) -> Recipe | None:
         if path.stem == name:
             raise error
     return recipes.get(name)
+
+
+def template(name: str, *folders: Path) -> Path | None:
+    """The file of a recipe that has no source yet; None where there is none. Raises RecipeError for a broken one."""
+    path = next((folder / f"{name}.toml" for folder in folders if (folder / f"{name}.toml").is_file()), None)
+    return path if path and not load(path).source.uri else None
 
 
 def get(name: str, *folders: Path) -> Recipe:

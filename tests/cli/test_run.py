@@ -91,6 +91,14 @@ def test_photographs_get_a_torchvision_network(home_settings: Settings, tmp_path
     assert data_recipe.ensure_recipe(home_settings, str(folder)) == recipe
 
 
+def test_a_template_of_that_name_is_filled_in(home_settings: Settings, tmp_path: Path) -> None:
+    folder = _images(tmp_path / "anything", ("cat", "dog"), side=32)
+    recipe = data_recipe.ensure_recipe(home_settings, str(folder), "cifar10")
+    assert recipe.source == Source(uri=str(folder), dated=False)
+    assert (recipe.model.backbone, recipe.training.optimizer) == ("airbench", "muon")
+    assert data_recipe.ensure_recipe(home_settings, str(folder), "cifar10") == recipe
+
+
 def test_small_dated_glyphs_get_the_small_network_and_are_not_mirrored(home_settings: Settings, tmp_path: Path) -> None:
     for day in ("2023-05-01", "2023-05-02"):
         _images(tmp_path / "glyphs" / f"dt={day}", ("a", "b"), side=28)

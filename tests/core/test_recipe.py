@@ -18,6 +18,13 @@ def test_every_shipped_recipe_loads() -> None:
     assert not broken
 
 
+def test_a_recipe_without_a_source_is_a_template(tmp_path: Path) -> None:
+    assert recipes.find("cifar10", SHIPPED) is None
+    assert recipes.template("cifar10", SHIPPED) == SHIPPED / "cifar10.toml"
+    assert recipes.template("digits", SHIPPED) is None
+    assert recipes.template("nothing", SHIPPED) is None
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
@@ -30,6 +37,17 @@ def test_every_shipped_recipe_loads() -> None:
         ({"name": "Bad Name"}, ["name = 'Bad Name'", "lower-case"]),
         ({"name": "x1", "training": 3}, ["training", "expected a table"]),
         ({"training": {}}, ["missing key name"]),
+        ({"name": "x1", "training": {"mode": "finetune"}}, ["training.mode = 'finetune'", "model.weights"]),
+        ({"name": "x1", "training": {"optimizer": "lion"}}, ["training.optimizer = 'lion'", "muon"]),
+        (
+            {"name": "x1", "training": {"schedule": "trapezoid", "warmup_share": 0.5, "cooldown_share": 0.6}},
+            ["training.warmup_share + training.cooldown_share", "at most 1"],
+        ),
+        ({"name": "x1", "model": {"embedding_dim": 3}}, ["model.embedding_dim = 3", "0 or at least 8"]),
+        (
+            {"name": "x1", "model": {"backbone": "airbench"}, "preprocessing": {"width": 8}},
+            ["model.backbone = 'airbench'", "preprocessing", "16"],
+        ),
         ({"name": "x1", "split": {"val_share": 0.5, "test_share": 0.5}}, ["split.val_share", "leave"]),
     ],
 )

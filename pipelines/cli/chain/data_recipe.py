@@ -52,7 +52,8 @@ def name_of(uri: str) -> str:
 
 
 def ensure_recipe(settings: Settings, data: str, name: str | None = None) -> Recipe:
-    """The recipe of this data: the one there is, or a new one in `<home>/recipes/`.
+    """The recipe of this data: the one there is, or a new one in `<home>/recipes/`, after a template of that name or
+    after what the images are like.
 
     Raises UserError when the name belongs to other data, SourceError when there is no data.
     """
@@ -69,12 +70,20 @@ def ensure_recipe(settings: Settings, data: str, name: str | None = None) -> Rec
         return known
     path = settings.recipe_folders[1] / f"{name}.toml"
     recipes.from_dict({"name": name})  # the name's own error, before the images are looked at
-    text = compose(name, uri, inspect(settings, uri))
+    found = inspect(settings, uri)
+    template = recipes.template(name, *settings.recipe_folders)
+    text = _filled(template, uri, found) if template else compose(name, uri, found)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{name}-{uuid.uuid4().hex}")
     temporary.write_text(text, "utf-8")
     temporary.replace(path)
     return recipes.load(path)
+
+
+def _filled(template: Path, uri: str, found: Inspection) -> str:
+    """The template's text with its source."""
+    text = template.read_text("utf-8").rstrip()
+    return f"{text}\n\n[source]\nuri = {_quoted(uri)}\ndated = {str(found.dated).lower()}\n"
 
 
 def _own_name(uri: str, registered: Mapping[str, Recipe]) -> str:
