@@ -33,11 +33,11 @@ Embeddings = npt.NDArray[np.float32]
 SIDE_PX = 32
 """Rows and columns of the pixels that `hog-color-v1` looks at."""
 
-_ORIENTATIONS = 6
-_HUES = 6
-_CELLS = 4
-_QUARTERS = 2
-_SHAPE_SHARE = 0.8
+ORIENTATIONS = 6
+HUES = 6
+CELLS = 4
+QUARTERS = 2
+SHAPE_SHARE = 0.8
 """Share of the squared length that edges get; the rest is colour."""
 _BLOCK = 256
 """Images worked on at once: their float planes (1 MB each) stay in the second-level cache."""
@@ -125,8 +125,8 @@ class HogColorV1:
             planes = np.ascontiguousarray(block.transpose(3, 0, 1, 2)).astype(np.float32) / np.float32(255)
             red, green, blue = planes
             luma = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
-            shape = _spread(_edges(luma)) * np.float32(_SHAPE_SHARE**0.5)
-            colour = _spread(_colours(red, green, blue, luma)) * np.float32((1 - _SHAPE_SHARE) ** 0.5)
+            shape = _spread(_edges(luma)) * np.float32(SHAPE_SHARE**0.5)
+            colour = _spread(_colours(red, green, blue, luma)) * np.float32((1 - SHAPE_SHARE) ** 0.5)
             rows[start : start + len(block)] = _unit(np.concatenate([shape, colour], axis=1))
         return rows
 
@@ -162,10 +162,10 @@ def _edges(luma: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     cosine = (right * right - down * down) * scale
     sine = np.float32(2) * right * down * scale
     parts = []
-    for k in range(_ORIENTATIONS):
-        angle = 2 * np.pi * k / _ORIENTATIONS
+    for k in range(ORIENTATIONS):
+        angle = 2 * np.pi * k / ORIENTATIONS
         response = cosine * np.float32(np.cos(angle)) + sine * np.float32(np.sin(angle))
-        parts.append(_sums(np.maximum(response, np.float32(0)), _CELLS))
+        parts.append(_sums(np.maximum(response, np.float32(0)), CELLS))
     return np.concatenate(parts, axis=1)
 
 
@@ -179,12 +179,12 @@ def _colours(
     alpha = red - np.float32(0.5) * (green + blue)
     beta = np.float32(3**0.5 / 2) * (green - blue)
     planes = []
-    for k in range(_HUES):
-        angle = 2 * np.pi * k / _HUES
+    for k in range(HUES):
+        angle = 2 * np.pi * k / HUES
         response = alpha * np.float32(np.cos(angle)) + beta * np.float32(np.sin(angle))
         planes.append(np.maximum(response, np.float32(0)))
     planes += [np.float32(0.5) * (np.float32(1) - luma), np.float32(0.5) * luma]
-    return np.concatenate([_sums(plane, _QUARTERS) for plane in planes], axis=1)
+    return np.concatenate([_sums(plane, QUARTERS) for plane in planes], axis=1)
 
 
 def _sums(plane: npt.NDArray[np.float32], cells: int) -> npt.NDArray[np.float32]:
