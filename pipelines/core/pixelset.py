@@ -10,8 +10,9 @@ decoded:
 <split>-sizes.npy           int32 [N, 2], only where whole images were squashed to H x W: height and width they had
 
 encoded:
-<split>-images-00000.bin …  the files' bytes, one after the other, about SHARD_BYTES each
+<split>-images-00000.bin …  the files' bytes, one after the other, at most SHARD_BYTES each unless it is one file
 <split>-spans.npy           int64 [N, 3]: shard, first byte, end
+<split>-sizes.npy           int32 [N, 2]: height and width, px, as a person would see the image
 """
 
 from __future__ import annotations
@@ -33,15 +34,17 @@ SHARD_BYTES = 1 << 30
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
+Sizes = NDArray[np.int32]
 
 
 class DecodedImages:
     """uint8 [N, H, W, 3] in one or more arrays, memory maps where they come from disk."""
 
-    def __init__(self, shards: Sequence[Pixels], sizes: NDArray[np.int32] | None = None) -> None:
+    def __init__(self, shards: Sequence[Pixels], sizes: Sizes | None = None) -> None:
         self._shards = tuple(shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        self.height, self.width = self._shards[0].shape[1:3]
+        self.height: int = self._shards[0].shape[1]
+        self.width: int = self._shards[0].shape[2]
         self.sizes = sizes
         """int32 [N, 2]: the original height and width where whole images were squashed; None for evaluation pixels."""
 
@@ -55,7 +58,8 @@ class DecodedImages:
     def image(self, row: int) -> Pixels:
         """uint8 [H, W, 3]"""
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._shards[shard][row - int(self._starts[shard])]
+        found: Pixels = self._shards[shard][row - int(self._starts[shard])]
+        return found
 
     def rows(self, rows: Rows, out: Pixels | None = None) -> Pixels:
         """uint8 [len(rows), H, W, 3] in the order of `rows`, written to `out` where given."""
@@ -69,6 +73,11 @@ class DecodedImages:
             found[places] = self._shards[shard][rows[places] - self._starts[shard]]
         return found
 
+    def first(self, num_images: int) -> DecodedImages:
+        """The first of them, not copied."""
+        shards = [shard[: max(0, num_images - start)] for shard, start in zip(self._shards, self._starts, strict=False)]
+        return DecodedImages(shards, None if self.sizes is None else self.sizes[:num_images])
+
     def batches(self, size: int) -> Iterator[Pixels]:
         """All images in order, `size` at a time."""
         for start in range(0, len(self), size):
@@ -78,16 +87,18 @@ class DecodedImages:
 class EncodedImages:
     """Encoded files, to be decoded when they are used."""
 
-    def __init__(self, shards: Sequence[bytes | mmap.mmap], spans: NDArray[np.int64]) -> None:
+    def __init__(self, shards: Sequence[bytes | mmap.mmap], spans: NDArray[np.int64], sizes: Sizes) -> None:
         self._shards = shards
         self._spans = spans
+        self.sizes = sizes
+        """int32 [N, 2]: height and width, px, after orientation."""
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def data(self, row: int) -> bytes:
-        shard, start, end = self._spans[row]
-        return self._shards[shard][start:end]
+        shard, start, end = self._spans[row].tolist()
+        return bytes(self._shards[shard][start:end])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +146,10 @@ def rows_per_shard(height: int, width: int) -> int:
     return max(1, SHARD_BYTES // (height * width * 3))
 
 
-def create_pixels(folder: Path, split: str, num_images: int, height: int, width: int) -> None:
-    """Lay out empty pixel files; fill them through `open_pixels`."""
+def create_pixels(folder: Path, split: str, num_images: int, height: int, width: int, *, whole: bool) -> None:
+    """Lay out empty files, to be filled through `PixelFiles`; `whole` images come with the sizes they had."""
+    if whole:
+        np.save(_sizes(folder, split), np.zeros((num_images, 2), np.int32))
     step = rows_per_shard(height, width)
     for shard, start in enumerate(range(0, max(1, num_images), step)):
         shape = (min(step, num_images - start), height, width, 3)
@@ -152,49 +165,52 @@ class PixelFiles:
         paths = sorted(folder.glob(f"{split}-pixels-*.npy"))
         self._shards = [np.load(path, mmap_mode="r+", allow_pickle=False) for path in paths]
         self._step = len(self._shards[0])
+        sizes = _sizes(folder, split)
+        self._sizes = np.load(sizes, mmap_mode="r+", allow_pickle=False) if sizes.exists() else None
 
-    def __setitem__(self, row: int, pixels: Pixels) -> None:
+    def write(self, row: int, pixels: Pixels, height: int, width: int) -> None:
+        """`height` and `width` are those the image had, px."""
         self._shards[row // self._step][row % self._step] = pixels
+        if self._sizes is not None:
+            self._sizes[row] = height, width
 
 
 class EncodedWriter:
-    """Appends encoded files; `close` writes where each begins and ends."""
+    """Appends encoded files in the order of their rows; `close` writes where each begins and ends."""
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, num_images: int) -> None:
         self._folder, self._split = folder, split
-        self._spans: list[tuple[int, int, int]] = []
-        self._file = _shard(folder, split, "images", 0).open("wb")
+        self._spans = np.zeros((num_images, 3), np.int64)
+        self._sizes = np.zeros((num_images, 2), np.int32)
+        self._row = 0
         self._number = 0
+        self._file = _shard(folder, split, "images", 0).open("wb")
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes, height: int, width: int) -> None:
+        """`height` and `width` in px, after orientation."""
         start = self._file.tell()
         if start and start + len(data) > SHARD_BYTES:
             self._file.close()
             self._number, start = self._number + 1, 0
             self._file = _shard(self._folder, self._split, "images", self._number).open("wb")
         self._file.write(data)
-        self._spans.append((self._number, start, start + len(data)))
+        self._spans[self._row] = self._number, start, start + len(data)
+        self._sizes[self._row] = height, width
+        self._row += 1
 
     def close(self) -> None:
         self._file.close()
-        np.save(self._folder / f"{self._split}-spans.npy", np.array(self._spans, np.int64).reshape(-1, 3))
+        np.save(self._folder / f"{self._split}-spans.npy", self._spans)
+        np.save(_sizes(self._folder, self._split), self._sizes)
 
 
 def write_split(
-    folder: Path,
-    split: str,
-    *,
-    labels: Sequence[int],
-    weights: Sequence[float],
-    ids: Sequence[str],
-    sizes: NDArray[np.int32] | None = None,
+    folder: Path, split: str, *, labels: Sequence[int], weights: Sequence[float], ids: Sequence[str]
 ) -> None:
     """Everything of a split but its images."""
     np.save(folder / f"{split}-labels.npy", np.asarray(labels, np.int64))
     np.save(folder / f"{split}-weights.npy", np.asarray(weights, np.float32))
     np.save(folder / f"{split}-ids.npy", np.array([one.encode() for one in ids], dtype=np.bytes_))
-    if sizes is not None:
-        np.save(folder / f"{split}-sizes.npy", sizes)
 
 
 def write_index(
@@ -218,12 +234,12 @@ def load(folder: Path) -> PixelSet:
 
 
 def _load_split(folder: Path, split: str, num_images: int) -> Split:
-    sizes = folder / f"{split}-sizes.npy"
-    spans = folder / f"{split}-spans.npy"
+    spans, sizes_file = folder / f"{split}-spans.npy", _sizes(folder, split)
+    sizes = np.load(sizes_file, allow_pickle=False) if sizes_file.exists() else None
     images = (
-        _load_encoded(folder, split, spans)
+        _load_encoded(folder, split, np.load(spans, allow_pickle=False), sizes)
         if spans.exists()
-        else _load_decoded(folder, split, np.load(sizes, allow_pickle=False) if sizes.exists() else None)
+        else _load_decoded(folder, split, sizes)
     )
     found = Split(
         images=images,
@@ -232,12 +248,13 @@ def _load_split(folder: Path, split: str, num_images: int) -> Split:
         ids=Ids(np.load(folder / f"{split}-ids.npy", mmap_mode="r" if num_images else None, allow_pickle=False)),
     )
     lengths = {len(found.images), len(found.labels), len(found.weights), len(found.ids)}
+    lengths |= {len(sizes)} if sizes is not None else set()
     if lengths != {num_images}:
         raise IntegrityError(f"{folder}: split {split} has {sorted(lengths)} rows where {INDEX} says {num_images}")
     return found
 
 
-def _load_decoded(folder: Path, split: str, sizes: NDArray[np.int32] | None) -> DecodedImages:
+def _load_decoded(folder: Path, split: str, sizes: Sizes | None) -> DecodedImages:
     shards = []
     for path in sorted(folder.glob(f"{split}-pixels-*.npy")):
         empty = path.stat().st_size < 256  # nothing to map
@@ -250,12 +267,21 @@ def _load_decoded(folder: Path, split: str, sizes: NDArray[np.int32] | None) -> 
     return DecodedImages(shards, sizes)
 
 
-def _load_encoded(folder: Path, split: str, spans: Path) -> EncodedImages:
+def _load_encoded(folder: Path, split: str, spans: NDArray[np.int64], sizes: Sizes | None) -> EncodedImages:
+    if sizes is None:
+        raise IntegrityError(f"{_sizes(folder, split)}: missing")
     shards: list[bytes | mmap.mmap] = []
     for path in sorted(folder.glob(f"{split}-images-*.bin")):
         with path.open("rb") as file:
             shards.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b"")
-    return EncodedImages(shards, np.load(spans, allow_pickle=False))
+    ends = np.array([len(shard) for shard in shards], np.int64)
+    if len(spans) and (spans[:, 0].max() >= len(shards) or (spans[:, 2] > ends[spans[:, 0]]).any()):
+        raise IntegrityError(f"{folder}: the images of split {split} are not all there")
+    return EncodedImages(shards, spans, sizes)
+
+
+def _sizes(folder: Path, split: str) -> Path:
+    return folder / f"{split}-sizes.npy"
 
 
 def _shard(folder: Path, split: str, kind: str, number: int) -> Path:

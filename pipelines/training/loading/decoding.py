@@ -1,0 +1,68 @@
+"""Random crops from encoded images: the one place where training decodes otherwise than serving, for speed.
+
+Plain JPEGs are decoded by simplejpeg (libjpeg-turbo) at the smallest scale at which the crop is not enlarged, with the
+fast transform and upsampling; everything else by `core.preprocessing`, and all of it where simplejpeg is not installed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from pipelines.core.pixelset import Pixels
+from pipelines.core.preprocessing import MAX_BYTES, MAX_PIXELS, decode
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg: Any = None  # type: ignore[no-redef]
+
+_ORIENTED = (b"Exif\0\0", b"http://ns.adobe.com/xap/")
+_METADATA_BYTES = 65_536
+
+
+def decode_crop(
+    data: bytes, size: tuple[int, int], box: Sequence[float], mirrored: bool, height: int, width: int
+) -> Pixels:
+    """uint8 [height, width, 3]: a part of an encoded image, scaled (bilinear, antialiased) and mirrored where asked.
+
+    `size` is the image's height and width in px, `box` its top, left, height and width as shares. Raises ImageError.
+    """
+    image = _image(data, size, box, height, width)
+    rows, columns = image.shape[:2]
+    num_rows, num_columns = max(1, round(box[2] * rows)), max(1, round(box[3] * columns))
+    top, left = min(round(box[0] * rows), rows - num_rows), min(round(box[1] * columns), columns - num_columns)
+    part = torch.from_numpy(image[top : top + num_rows, left : left + num_columns]).permute(2, 0, 1)[None]
+    scaled = interpolate(part, (height, width), mode="bilinear", antialias=True)
+    found: Pixels = (scaled.flip(3) if mirrored else scaled)[0].permute(1, 2, 0).numpy()
+    return found
+
+
+def _image(data: bytes, size: tuple[int, int], box: Sequence[float], height: int, width: int) -> Pixels:
+    """The whole image, uint8 [rows, columns, 3], no smaller than the crop needs unless the file is."""
+    if simplejpeg is not None and _is_plain_jpeg(data, size):
+        scale = max(1.0, min(box[2] * size[0] / height, box[3] * size[1] / width))
+        try:
+            found: Pixels = simplejpeg.decode_jpeg(
+                data,
+                fastdct=True,
+                fastupsample=True,
+                min_height=math.ceil(size[0] / scale),
+                min_width=math.ceil(size[1] / scale),
+            )
+            return found
+        except ValueError:
+            pass  # such as CMYK, or damage that the other decoder describes
+    needed = (math.ceil(width / box[3]), math.ceil(height / box[2]))
+    return np.array(decode(data, at_least=needed).image)
+
+
+def _is_plain_jpeg(data: bytes, size: tuple[int, int]) -> bool:
+    """Whether it is a JPEG whose pixels lie as they are seen, within the bounds of `core.preprocessing`."""
+    is_jpeg = data.startswith(b"\xff\xd8\xff") and len(data) <= MAX_BYTES and size[0] * size[1] <= MAX_PIXELS
+    return is_jpeg and not any(data.find(mark, 0, _METADATA_BYTES) >= 0 for mark in _ORIENTED)

@@ -1,0 +1,44 @@
+"""Which images make up each step: a pure function of seed and epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipelines.core.pixelset import Rows
+from pipelines.training.randomness import generator
+
+BLOCK = 256
+"""Neighbouring images that are read together when streaming; at 100 KB each, 25 MB."""
+WINDOW = 64
+"""Blocks whose images are mixed with each other."""
+
+
+def num_batches(num_images: int, batch_size: int) -> int:
+    return -(-num_images // batch_size)
+
+
+def part(length: int, num_parts: int, index: int) -> slice:
+    """The index-th of nearly equal contiguous parts: batch norm fails on a last batch of one image."""
+    size, longer = divmod(length, num_parts)
+    start = index * size + min(index, longer)
+    return slice(start, start + size + (index < longer))
+
+
+def shuffled(num_images: int, seed: int, epoch: int) -> Rows:
+    """Every row once, int64 [N]."""
+    order: Rows = torch.randperm(num_images, generator=generator(seed, "order", epoch)).numpy()
+    return order
+
+
+def shuffled_in_blocks(num_images: int, seed: int, epoch: int, *, block: int = BLOCK, window: int = WINDOW) -> Rows:
+    """Every row once, int64 [N], such that reading stays near: blocks of neighbours in random order, and the images of
+    `window` blocks mixed at a time."""
+    random = generator(seed, "order", epoch)
+    blocks = torch.randperm(num_batches(num_images, block), generator=random).numpy()
+    rows = (blocks[:, None] * block + np.arange(block)).reshape(-1)
+    rows = rows[rows < num_images]
+    for start in range(0, num_images, block * window):
+        mixed = rows[start : start + block * window]
+        mixed[:] = mixed[torch.randperm(len(mixed), generator=random).numpy()]
+    return rows
