@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipelines.core.recipe import Augmentation
 from pipelines.training.augmentation.draws import Draws
-from pipelines.training.augmentation.resampling import pixel_boxes, resample
+from pipelines.training.augmentation.resampling import pixel_boxes, resample, scale
 
 GREY = (124, 116, 104)
 """What erasing fills in: ImageNet's mean colour, which the networks' normalization maps to zero."""
@@ -33,11 +33,11 @@ def transform(pixels: Tensor, draws: Draws, augmentation: Augmentation, height: 
 
     A shift moves images of the wanted size; stored ones of another size are scaled to it first.
     """
-    boxes_px = pixel_boxes(draws.boxes, *pixels.shape[1:3])
     if augmentation.crop == "resized":
+        boxes_px = pixel_boxes(draws.boxes, *pixels.shape[1:3])
         return erase(resample(pixels, boxes_px, draws.mirrored, height, width), draws.erased)
     if pixels.shape[1:3] != (height, width):
-        pixels = resample(pixels, boxes_px, torch.zeros_like(draws.mirrored), height, width)
+        pixels = scale(pixels, height, width)
     return erase(_shifted(pixels, draws, augmentation), draws.erased)
 
 

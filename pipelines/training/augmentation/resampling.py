@@ -29,8 +29,20 @@ def resample(pixels: Tensor, boxes_px: Tensor, mirrored: Tensor, height: int, wi
         return _one_by_one(pixels, boxes_px, mirrored, height, width)
     boxes_px = boxes_px.to(pixels.device, non_blocking=True)
     mirrored = mirrored.to(pixels.device, non_blocking=True)
-    parts = zip(*(tensor.split(_IMAGES_AT_ONCE) for tensor in (pixels, boxes_px, mirrored)), strict=True)
-    return torch.cat([by_products(*part, height, width, torch.float16) for part in parts])
+    out = pixels.new_empty(len(pixels), height, width, 3)
+    for first in range(0, len(pixels), _IMAGES_AT_ONCE):
+        some = slice(first, first + _IMAGES_AT_ONCE)
+        out[some] = by_products(pixels[some], boxes_px[some], mirrored[some], height, width, torch.float16)
+    return out
+
+
+def scale(pixels: Tensor, height: int, width: int) -> Tensor:
+    """The same of whole images, all in one call."""
+    if pixels.device.type == "cpu":
+        scaled = interpolate(pixels.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True)
+        return scaled.permute(0, 2, 3, 1).contiguous()
+    whole = torch.tensor([0, 0, *pixels.shape[1:3]]).repeat(len(pixels), 1)
+    return resample(pixels, whole, torch.zeros(len(pixels), dtype=torch.bool), height, width)
 
 
 def _one_by_one(pixels: Tensor, boxes_px: Tensor, mirrored: Tensor, height: int, width: int) -> Tensor:
@@ -62,7 +74,7 @@ def by_products(
     lines = lines.view(num_images, height, stored_width, channels).transpose(2, 3)
     scaled = torch.bmm(lines.reshape(num_images, height * channels, stored_width), horizontal.transpose(1, 2))
     scaled = scaled.view(num_images, height, channels, width).transpose(2, 3)
-    return scaled.round().clamp(0, 255).to(torch.uint8).contiguous()
+    return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
 def _weights(start: Tensor, length: Tensor, stored: int, side: int) -> Tensor:
