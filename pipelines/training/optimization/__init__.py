@@ -1,0 +1,1 @@
+"""How gradients become weights: rates over time, optimizers, averaged weights."""
