@@ -14,7 +14,9 @@ from pipelines.core.model_package import ModelPackage
 from pipelines.core.pixelset import Pixels
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from pipelines.core.features import EmbeddingView
 
@@ -127,6 +129,12 @@ class FeatureRepository(Protocol):
         """Statistics of images as known at their event times. `entities`: image_id, event_timestamp (UTC).
 
         Rows in no particular order; nulls where nothing was known.
+        """
+
+    def embeddings(self, entities: pa.Table, view: str, out: Path) -> NDArray[np.bool_]:
+        """Embeddings of images as known at their event times: `out` becomes a NumPy file float32 [N, D].
+
+        `entities`: image_id, event_timestamp (UTC); rows are in their order. Returns which were known.
         """
 
 

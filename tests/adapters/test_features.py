@@ -226,6 +226,42 @@ def test_features_are_as_they_were_known_at_the_event(
     assert known(2) == {**of(1), **of(2)}, "an interval that is computed again replaces its part"
 
 
+@pytest.mark.parametrize("remote", [False, True], ids=["folder", "s3"])
+def test_embeddings_are_as_they_were_known_at_the_event(
+    repository: FeatureRepository, storage: Storage, tmp_path: Path, remote: bool, request: pytest.FixtureRequest
+) -> None:
+    if remote:
+        endpoint = request.getfixturevalue("s3_endpoint")
+        uri = f"s3://{endpoint.bucket()}/store"
+        storage = open_storage(uri, endpoint_url=endpoint.url)
+        repository = replace(repository, store_uri=uri, s3_endpoint_url=endpoint.url)
+    images = ids(7)
+    asked = images[::-1]
+    path = tmp_path / "embeddings.npy"
+
+    def known(day: int) -> dict[str, np.ndarray]:
+        entities = pa.table({"image_id": asked, "event_timestamp": keys(asked, day)["event_timestamp"]})
+        found = repository.embeddings(entities, HOG_COLOR.name, path)
+        rows = np.load(path)
+        assert rows.dtype == np.float32
+        assert not rows[~found].any()
+        return {image: row for image, row, there in zip(asked, rows, found, strict=True) if there}
+
+    assert known(5) == {}, "a view that nobody has defined"
+    repository.ensure(HOG_COLOR)
+    assert known(5) == {}, "a view without rows"
+    first, second = vectors(images[:4], 1, seed=1), vectors(images[2:6], 2, seed=2)
+    put(storage, repository.recipe, HOG_COLOR.name, "2024-01-02", first[0], tmp_path)
+    put(storage, repository.recipe, HOG_COLOR.name, "2024-01-03", second[0], tmp_path)
+    old = dict(zip(images[:4], first[1], strict=True))
+    new = dict(zip(images[2:6], second[1], strict=True))
+    for day, expected in ((0, {}), (1, old), (2, {**old, **new})):
+        found = known(day)
+        assert found.keys() == expected.keys()
+        for image, row in expected.items():
+            assert (found[image] == row).all()
+
+
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
     server = shutil.which("redis-server")

@@ -1,4 +1,4 @@
-"""Feast: definitions, registry, point-in-time joins. The only importer of `feast` beside `feature_repo`.
+"""A recipe's definitions in Feast, and what was known of images at their event times.
 
 Rows reach the online store through `adapters.online_store`, or through Feast's own writer where that is Redis.
 """
@@ -6,27 +6,28 @@ Rows reach the online store through `adapters.online_store`, or through Feast's 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import numpy as np
+import numpy.typing as npt
 import psycopg
 import pyarrow as pa
 
+from pipelines.adapters.features import offline
+from pipelines.adapters.features.loading import import_feast
 from pipelines.core.errors import PlatformError
-from pipelines.core.features import STATISTICS, STATISTICS_VIEW, EmbeddingView, entity_key, project_of
+from pipelines.core.features import STATISTICS, STATISTICS_VIEW, EmbeddingView, project_of
 
 if TYPE_CHECKING:
-    from dask.dataframe import DataFrame as DaskFrame
-    from feast import FeatureStore, FileSource
+    from feast import FeatureStore
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent / "feature_repo"
+REPOSITORY = Path(__file__).resolve().parents[3] / "feature_repo"
 _APPLY_LOCK = 7_214_001
 """Advisory lock: one process applies definitions at a time, whatever the recipe, since the registry is shared."""
 
@@ -133,63 +134,19 @@ class FeatureRepository:
         `entities`: image_id, event_timestamp (UTC). Returns those columns and the features, in no particular order;
         nulls where the store knew nothing of an image at that time.
         """
-        store = self.open()
-        job = store.get_historical_features(
-            entity_df=entities.select(["image_id", "event_timestamp"]).to_pandas(),
-            features=[f"{STATISTICS_VIEW}:{feature}" for feature in features],
-        )
         keys = [entities.schema.field("image_id"), entities.schema.field("event_timestamp")]
         schema = pa.schema([*keys, *((feature, pa.type_for_alias(STATISTICS[feature])) for feature in features)])
-        with _folder_reader():
-            frame = job.to_df()
+        frame = offline.join(self.open(), entities, [f"{STATISTICS_VIEW}:{feature}" for feature in features])
         # Feast drops an image all of whose features are of a later time; here it comes back with nulls.
         found = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
         return entities.select(["image_id", "event_timestamp"]).join(found, ["image_id", "event_timestamp"])
 
+    def embeddings(self, entities: pa.Table, view: str, out: Path) -> npt.NDArray[np.bool_]:
+        """Point-in-time embeddings: write `out`, a NumPy file float32 [N, D] in the order of `entities`.
 
-class FeastOnlineStore:
-    """The online store behind Feast's own writer; the pipeline takes it where that store is Redis."""
-
-    def __init__(self, repository: FeatureRepository) -> None:
-        self._repository = repository
-
-    @contextmanager
-    def loading(self, view: str, num_rows: int, dim: int | None) -> Iterator[FeastWriter]:  # noqa: ARG002 (Redis builds nothing)
-        yield FeastWriter(self._repository.open(), view)
-
-    def remove(self, view: str, image_ids: Sequence[str], until: datetime) -> None:
-        """Drop a view's values of images whose stored event time is not after `until`.
-
-        Feast has no such call; an image is a Redis hash whose fields are its features and one time for each view.
+        `entities`: image_id, event_timestamp (UTC). Returns which the store knew; rows of the others are zeros.
         """
-        store = self._repository.open()
-        from feast.infra.online_stores.helpers import _mmh3
-        from google.protobuf.timestamp_pb2 import Timestamp  # type: ignore[import-untyped]
-
-        client = store._get_provider().online_store._get_client(store.config.online_store)
-        time_field = f"_ts:{view}"
-        fields = [time_field, *(_mmh3(f"{view}:{one.name}") for one in store.get_feature_view(view).features)]
-        keys = [entity_key(image_id) + store.project.encode() for image_id in image_ids]
-        for start in range(0, len(keys), 5000):
-            with client.pipeline(transaction=False) as asked, client.pipeline(transaction=False) as dropped:
-                for key in keys[start : start + 5000]:
-                    asked.hget(key, time_field)
-                for key, found in zip(keys[start : start + 5000], asked.execute(), strict=True):
-                    if found and Timestamp.FromString(found).ToDatetime(UTC) <= until:
-                        dropped.hdel(key, *fields)
-                dropped.execute()
-
-
-class FeastWriter:
-    """Writes batches with `FeatureStore.write_to_online_store`."""
-
-    def __init__(self, store: FeatureStore, view: str) -> None:
-        self._store = store
-        self._view = view
-
-    def write(self, rows: pa.Table) -> None:
-        """Upsert rows: image_id, event_timestamp, created_timestamp and the features."""
-        self._store.write_to_online_store(self._view, rows.to_pandas())
+        return offline.write_vectors(self.open(), view, entities, out)
 
 
 @contextmanager
@@ -205,62 +162,3 @@ def _filled(node: Any, variables: Mapping[str, str]) -> Any:
     if isinstance(node, dict):
         return {key: _filled(value, variables) for key, value in node.items()}
     return Template(node).substitute(variables) if isinstance(node, str) else node
-
-
-def import_feast() -> None:
-    """Import feast without what makes it slow: 1.0 s and 180 MB instead of 5 s and 810 MB.
-
-    It imports torch for one type annotation, and typeguard recompiles most of its classes (2.5 s) to check calls that
-    are checked here by mypy and the tests. Both are put back, so that a process that needs torch still gets it.
-    """
-    if "feast" in sys.modules:
-        return
-    import typeguard
-
-    absent = object()
-    torch = sys.modules.get("torch", absent)
-    checked = typeguard.typechecked
-    typeguard.typechecked = _unchecked
-    if torch is absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        import feast
-    finally:
-        typeguard.typechecked = checked
-        if torch is absent:
-            del sys.modules["torch"]
-    assert feast
-
-
-def _unchecked(target: Any = None, **_: Any) -> Any:
-    return (lambda inner: inner) if target is None else target
-
-
-def _read_folder(source: FileSource, _repository: object) -> DaskFrame:
-    """All rows of a Parquet folder as one partition.
-
-    Feast's own reader makes a dask partition of every file, and its join then takes 67 s for the 365 files of a year
-    (2 s for 10 files); it also needs packages of its own for s3://, which pyarrow reads by itself.
-    """
-    import dask.dataframe as dd
-    import pyarrow.dataset as ds
-    from feast import FileSource
-
-    filesystem, path = FileSource.create_filesystem_and_path(source.path, source.s3_endpoint_override)
-    table = ds.dataset(path.rstrip("/"), filesystem=filesystem, format="parquet").to_table()
-    frame: DaskFrame = dd.from_pandas(  # type: ignore[no-untyped-call]
-        table.to_pandas(split_blocks=True, self_destruct=True), npartitions=1
-    )
-    return frame
-
-
-@contextmanager
-def _folder_reader() -> Iterator[None]:
-    from feast.infra.offline_stores import dask as offline
-
-    kept = offline._read_datasource
-    offline._read_datasource = _read_folder
-    try:
-        yield
-    finally:
-        offline._read_datasource = kept
