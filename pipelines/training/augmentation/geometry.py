@@ -25,7 +25,7 @@ def side_at(epoch: int, num_epochs: int, full: int, augmentation: Augmentation) 
     if share >= 1:
         return full
     multiple = _SIDE_MULTIPLE if full >= _SMALL_BELOW_PX else _SMALL_SIDE_MULTIPLE
-    return min(full, multiple * max(1, round(full * share / multiple)))
+    return min(full, multiple * max(1, int(full * share / multiple + 0.5)))
 
 
 def transform(pixels: Tensor, draws: Draws, augmentation: Augmentation, height: int, width: int) -> Tensor:
@@ -43,17 +43,23 @@ def transform(pixels: Tensor, draws: Draws, augmentation: Augmentation, height: 
 
 def erase(pixels: Tensor, erased: Tensor) -> Tensor:
     """The images with the rectangle of each filled with GREY; may change `pixels`. `erased` as in `Draws`."""
-    chosen = (erased[:, 2] > 0).nonzero()[:, 0]
-    if not len(chosen):
+    chosen = (erased[:, 2] > 0).nonzero()[:, 0].tolist()
+    if not chosen:
         return pixels
-    boxes_px = pixel_boxes(erased, *pixels.shape[1:3])
+    if pixels.device.type != "cpu":
+        return erase_by_mask(pixels, erased)
+    boxes_px = pixel_boxes(erased, *pixels.shape[1:3]).tolist()
+    grey = torch.tensor(GREY, dtype=torch.uint8)
+    for image in chosen:
+        top, left, rows, columns = boxes_px[image]
+        pixels[image, top : top + rows, left : left + columns] = grey
+    return pixels
+
+
+def erase_by_mask(pixels: Tensor, erased: Tensor) -> Tensor:
+    """The same in one pass over all pixels, where a GPU would otherwise start a kernel for each rectangle."""
+    boxes_px = torch.where(erased[:, 2:3] > 0, pixel_boxes(erased, *pixels.shape[1:3]), 0)
     grey = torch.tensor(GREY, dtype=torch.uint8).to(pixels.device, non_blocking=True)
-    if pixels.device.type == "cpu":  # touches the rectangles alone; a GPU would start a kernel for each
-        for image in chosen.tolist():
-            top, left, rows, columns = boxes_px[image].tolist()
-            pixels[image, top : top + rows, left : left + columns] = grey
-        return pixels
-    boxes_px = torch.where(erased[:, 2:3] > 0, boxes_px, 0)
     return torch.where(_inside(boxes_px.to(pixels.device, non_blocking=True), *pixels.shape[1:3]), grey, pixels)
 
 
