@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.core import embedded
+from pipelines.core.embedded import Embedded
 from pipelines.core.errors import IntegrityError, SourceError
 
 INDEX = "pixelset.json"
@@ -140,6 +142,8 @@ class PixelSet:
     preprocessing: Mapping[str, Any]
     """The spec's JSON: what evaluation pixels are made by."""
     splits: Mapping[str, Split]
+    embedded: Embedded | None = None
+    """Embeddings, for training.mode = 'head': there 'train' has them instead of pixels."""
 
 
 def rows_per_shard(height: int, width: int) -> int:
@@ -230,6 +234,7 @@ def load(folder: Path) -> PixelSet:
         class_names=tuple(table["class_names"]),
         preprocessing=table["preprocessing"],
         splits={split: _load_split(folder, split, num_images) for split, num_images in table["splits"].items()},
+        embedded=embedded.load(folder),
     )
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -111,12 +112,25 @@ def decode(data: bytes, *, at_least: tuple[int, int] | None = None) -> Decoded:
     `at_least` (width, height) lets the JPEG decoder skip detail by a power of two as long as both sides stay twice as
     large as that; libjpeg's scaled transform is exact, so the same bytes give the same pixels.
     """
+    with _only_image_errors(data):
+        return _decode(data, at_least)
+
+
+def measure(data: bytes) -> tuple[int, int]:
+    """Height and width, px, as a person would see the image, from its header alone. Raises what `decode` raises."""
+    with _only_image_errors(data), _opened(data) as image:
+        width, height = image.size
+        return (width, height) if _TURNS.get(_orientation(image)) in _SWAPS_SIDES else (height, width)
+
+
+@contextmanager
+def _only_image_errors(data: bytes) -> Iterator[None]:
     if not data:
         raise ImageError("empty", "the file is empty")
     if len(data) > MAX_BYTES:
         raise ImageError("too_many_bytes", f"{len(data):,} bytes; at most {MAX_BYTES:,}")
     try:
-        return _decode(data, at_least)
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -151,13 +165,21 @@ def resize(image: Image.Image, spec: PreprocessingSpec) -> npt.NDArray[np.uint8]
     return np.array(image.resize((spec.width, spec.height), _FILTERS[spec.filter], box=box), dtype=np.uint8)
 
 
-def _decode(data: bytes, at_least: tuple[int, int] | None) -> Decoded:
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The image with its header read, its number of pixels within bounds."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ImageError("too_many_pixels", f"{width} x {height}; at most {MAX_PIXELS:,} pixels")
         if width < 1 or height < 1:
             raise ImageError("corrupt", f"{width} x {height}: no pixels")
+        yield image
+
+
+def _decode(data: bytes, at_least: tuple[int, int] | None) -> Decoded:
+    with _opened(data) as image:
+        width, height = image.size
         name = "JPEG" if image.format == "MPO" else str(image.format)
         mode = image.mode
         if at_least is not None and name == "JPEG":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.core.ahead import ahead
 from pipelines.core.errors import ImageError
 from pipelines.core.inference import Classifier
 
@@ -85,9 +84,5 @@ def _predict(
 
 def parallel(function: Callable[[int], R], arguments: Iterable[int], threads: int) -> Iterator[R]:
     """Results in order, from threads that are never further ahead than two calls each."""
-    waiting = iter(arguments)
     with ThreadPoolExecutor(threads) as pool:
-        running: deque[Future[R]] = deque(pool.submit(function, one) for one in islice(waiting, 2 * threads))
-        while running:
-            yield running.popleft().result()
-            running.extend(pool.submit(function, one) for one in islice(waiting, 1))
+        yield from ahead(pool, function, arguments, 2 * threads)

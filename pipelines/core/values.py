@@ -128,7 +128,7 @@ class TrainingSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """`prepare`. Files: a pixel set (core.pixelset): <split>-pixels.npy, <split>-labels.npy, …, pixelset.json."""
+    """`prepare`. Files: a pixel set (core.pixelset), its training images stored as core.layout says."""
 
     num_train: int
     num_val: int

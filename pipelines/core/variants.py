@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.core.inference import Runtime
 from pipelines.core.metrics import paired_difference, wilson
-from pipelines.core.pixelset import Pixels
+from pipelines.core.pixelset import DecodedImages
 from pipelines.core.recipe import Export
 from pipelines.core.values import Interval
 
@@ -65,13 +65,13 @@ def judge_int8(
     )
 
 
-def measure_latency_ms(model: bytes, pixels_NHWC: Pixels) -> float:  # noqa: N803
-    """Median milliseconds that one thread needs for one image of [N, H, W, 3], over at most 200 runs or 2 seconds."""
+def measure_latency_ms(model: bytes, images: DecodedImages) -> float:
+    """Median milliseconds that one thread needs for one image, over at most 200 runs or 2 seconds."""
     runtime = Runtime(model, threads=1, provider="cpu")
     times: list[float] = []
     deadline = time.perf_counter() + _MAX_S
     for turn in range(_MAX_RUNS):
-        pixels = pixels_NHWC[turn % len(pixels_NHWC)]
+        pixels = images.image(turn % len(images))
         start = time.perf_counter()
         runtime.run(1, lambda _, pixels=pixels: pixels)  # type: ignore[misc]
         if turn >= _WARM_UPS:

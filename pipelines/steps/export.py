@@ -15,7 +15,7 @@ from pipelines.core.calibration import fit_temperature
 from pipelines.core.errors import GateRejected, SourceError
 from pipelines.core.inference import Classifier, Runtime, changed_answers, prove
 from pipelines.core.model_package import Description, GoldenImage, Lineage, ModelPackage, Parity, Variant
-from pipelines.core.pixelset import Split
+from pipelines.core.pixelset import DecodedImages, Pixels, Rows, Split
 from pipelines.core.ports import Quantizer
 from pipelines.core.preprocessing import PreprocessingSpec, preprocess
 from pipelines.core.recipe import Recipe
@@ -32,6 +32,20 @@ _FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 _TOLERANCES = {"fp32": {"cpu": 1e-3, "cuda": 2e-2}, "int8": {"cpu": 0.1, "cuda": 0.1}}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """Stored images, and how serving makes pixels of them."""
+
+    spec: PreprocessingSpec
+    read: Callable[[str], bytes]
+
+    def pixels(self, split: Split, rows: Rows) -> Pixels:
+        """uint8 [len(rows), H, W, 3] as serving makes them, whatever way the split is stored for training."""
+        if isinstance(split.images, DecodedImages) and split.images.sizes is None:
+            return split.images.rows(rows)
+        return np.stack([preprocess(self.read(split.ids[int(row)]), self.spec) for row in rows])
+
+
 @dataclass(kw_only=True)
 class _Work:
     """What is known so far of the package in the making."""
@@ -40,6 +54,7 @@ class _Work:
     folder: Path
     train: Split
     held_out: Split
+    images: _Images
     threads: int
     temperatures: dict[str, float] = field(default_factory=dict)
     runtimes: dict[str, Runtime] = field(default_factory=dict)
@@ -63,11 +78,13 @@ def export(
     the network, or where int8 is required and out of its bounds.
     """
     data = pixelset.load(prepared)
+    images = _Images(spec=PreprocessingSpec.from_json(data.preprocessing), read=read_image)
     work = _Work(
         recipe=recipe,
         folder=out / "package",
         train=data.splits["train"],
-        held_out=_held_out(data.splits),
+        held_out=_held_out(data.splits, images),
+        images=images,
         threads=recipe.training.threads,
     )
     work.folder.mkdir()
@@ -78,8 +95,7 @@ def export(
         work.latency_ms[name] = variants.measure_latency_ms(model, work.held_out.pixels)
     serving, why = variants.choose(work.judged, work.latency_ms, recipe.export.latency_budget_ms)
     work.decisions[serving] = f"serves: {why}"
-    spec = PreprocessingSpec.from_json(data.preprocessing)
-    images = _write_golden(work, spec, read_image)
+    golden_images = _write_golden(work)
     description = Description(
         name=recipe.name,
         class_names=data.class_names,
@@ -88,27 +104,32 @@ def export(
             name: Variant(file=_FILES[name], temperature=work.temperatures[name], tolerances=_TOLERANCES[name])
             for name in work.runtimes
         },
-        golden=tuple(images),
+        golden=tuple(golden_images),
         parity=parity,
         lineage=lineage,
         embedding_dim=work.runtimes["fp32"].embedding_dim,
         decisions=work.decisions,
     )
-    package = model_package.write(work.folder, description, spec)
+    package = model_package.write(work.folder, description, images.spec)
     _prove_all(package, work.threads)
     _write_variants(out / "variants.json", work, parity)
     exported = Exported(variant=serving, variants=tuple(sorted(work.runtimes)), temperature=work.temperatures[serving])
     return exported, work.latency_ms
 
 
-def _held_out(splits: Mapping[str, Split]) -> Split:
+def _held_out(splits: Mapping[str, Split], images: _Images) -> Split:
     """Validation images; where there are none, training images have to do."""
     split = splits["val"] if len(splits["val"]) else splits["train"]
+    num_images = min(MAX_IMAGES, len(split))
+    if split is splits["val"]:
+        pixels = split.pixels.first(num_images)
+    else:
+        pixels = DecodedImages([images.pixels(split, np.arange(num_images))])
     return Split(
-        pixels=split.pixels[:MAX_IMAGES],
-        labels=split.labels[:MAX_IMAGES],
-        weights=split.weights[:MAX_IMAGES],
-        ids=split.ids[:MAX_IMAGES],
+        images=pixels,
+        labels=split.labels[:num_images],
+        weights=split.weights[:num_images],
+        ids=split.ids[:num_images],
     )
 
 
@@ -157,8 +178,8 @@ def _export_int8(work: _Work, fp32: NDArray[np.float32], quantizer: Quantizer) -
         )
         return
     path = work.folder / _FILES["int8"]
-    chosen = np.linspace(0, len(work.train) - 1, min(bounds.num_calibration_images, len(work.train))).astype(int)
-    quantizer.quantize(work.folder / _FILES["fp32"], path, work.train.pixels[chosen])
+    chosen = np.linspace(0, len(work.train) - 1, min(bounds.num_calibration_images, len(work.train))).astype(np.int64)
+    quantizer.quantize(work.folder / _FILES["fp32"], path, work.images.pixels(work.train, chosen))
     logits = _logits(Runtime(path.read_bytes(), work.threads, provider="cpu"), held_out)
     judged = variants.judge_int8(fp32, logits, held_out.labels, bounds)
     work.judged["int8"] = judged
@@ -175,13 +196,13 @@ def _export_int8(work: _Work, fp32: NDArray[np.float32], quantizer: Quantizer) -
 
 
 def _logits(runtime: Runtime, split: Split) -> NDArray[np.float32]:
-    return runtime.run(len(split), lambda position: split.pixels[position]).logits
+    return runtime.run(len(split), split.pixels.image).logits
 
 
-def _write_golden(work: _Work, spec: PreprocessingSpec, read_image: Callable[[str], bytes]) -> list[GoldenImage]:
+def _write_golden(work: _Work) -> list[GoldenImage]:
     """Bytes, pixel hashes and every variant's logits of the golden images."""
     (work.folder / "golden").mkdir()
-    cases = list(golden.choose(work.held_out.ids, work.held_out.labels.tolist(), read_image))
+    cases = list(golden.choose(work.held_out.ids, work.held_out.labels.tolist(), work.images.read))
     if not cases:
         raise SourceError("no image for the golden set")
     cases += golden.special_cases(cases[0][2])
@@ -189,7 +210,7 @@ def _write_golden(work: _Work, spec: PreprocessingSpec, read_image: Callable[[st
     for number, (case, extension, data) in enumerate(cases):
         file = f"golden/{number:03d}-{case}.{extension}"
         (work.folder / file).write_bytes(data)
-        pixels.append(preprocess(data, spec))
+        pixels.append(preprocess(data, work.images.spec))
         images.append(GoldenImage(file=file, case=case, pixels_sha256=model_package.pixels_sha256(pixels[-1])))
     for name, runtime in work.runtimes.items():
         logits = runtime.run(len(pixels), lambda position: pixels[position]).logits

@@ -28,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = recipes.override(recipes.load(options.recipe), json.loads(options.set))
         is_pixel_set = (options.data / pixelset.INDEX).is_file()
-        data = pixelset.load(options.data) if is_pixel_set else image_folder.read(options.data, recipe)
+        data = (
+            pixelset.load(options.data)
+            if is_pixel_set
+            else image_folder.read(options.data, recipe, options.out / "pixels")
+        )
         options.out.mkdir(parents=True, exist_ok=True)
         result = train(data, recipe, options.out, checkpoint=options.out / "checkpoint.pt", observers=[Progress()])
     except DarkroomError as error:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from striped_images import CLASS_NAMES, SIDE, striped
 
+from pipelines.core import pixelset
 from pipelines.core.errors import SourceError
+from pipelines.core.pixelset import EncodedImages
 from pipelines.core.preprocessing import preprocess, spec_of
-from pipelines.core.recipe import from_dict
+from pipelines.core.recipe import Recipe, from_dict, override
 from pipelines.training import image_folder
 from pipelines.training.__main__ import main
 
@@ -27,10 +29,10 @@ def _fill(folder: Path, num_images: int, first_seed: int = 0) -> Path:
 
 def test_hashes_split_a_plain_folder_the_same_way_every_time(tmp_path: Path) -> None:
     _fill(tmp_path / "data", 90)
-    first, second = image_folder.read(tmp_path / "data", RECIPE), image_folder.read(tmp_path / "data", RECIPE)
+    first, second = (image_folder.read(tmp_path / "data", RECIPE, tmp_path / out) for out in ("first", "second"))
     assert first.class_names == CLASS_NAMES
-    assert {name: split.ids for name, split in first.splits.items()} == {
-        name: split.ids for name, split in second.splits.items()
+    assert {name: list(split.ids) for name, split in first.splits.items()} == {
+        name: list(split.ids) for name, split in second.splits.items()
     }
     assert 3 <= len(first.splits["val"]) <= 30
     assert len(first.splits["train"]) + len(first.splits["val"]) == 90
@@ -40,19 +42,43 @@ def test_pixels_are_those_of_serving(tmp_path: Path) -> None:
     _fill(tmp_path / "data" / "train", 6)
     _fill(tmp_path / "data" / "val", 3, first_seed=100)
     _fill(tmp_path / "data" / "test", 3, first_seed=200)
-    data = image_folder.read(tmp_path / "data", RECIPE)
+    data = image_folder.read(tmp_path / "data", RECIPE, tmp_path / "pixels")
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "val": 3}
-    served = preprocess((tmp_path / "data" / "val" / "across" / "000.png").read_bytes(), spec_of(RECIPE.preprocessing))
-    assert (data.splits["val"].pixels[0] == served).all()
+    val = data.splits["val"]
+    for row, label in enumerate(val.labels):
+        (path,) = (tmp_path / "data" / "val" / CLASS_NAMES[label]).iterdir()
+        assert (val.pixels.image(row) == preprocess(path.read_bytes(), spec_of(RECIPE.preprocessing))).all()
+
+
+def test_pixels_are_written_once_for_the_same_files_and_recipe(tmp_path: Path) -> None:
+    folder, out = _fill(tmp_path / "data", 30), tmp_path / "pixels"
+
+    def written(recipe: Recipe) -> bool:
+        index = out / pixelset.INDEX
+        before = index.stat().st_mtime_ns if index.exists() else None
+        image_folder.read(folder, recipe, out)
+        return index.stat().st_mtime_ns != before
+
+    assert written(RECIPE)
+    assert not written(RECIPE)
+    assert not written(override(RECIPE, {"training.epochs": 3, "augmentation.mixup": 0.2}))
+    streamed = override(RECIPE, {"loading.strategy": "stream"})
+    assert written(streamed)
+    assert isinstance(image_folder.read(folder, streamed, out).splits["train"].images, EncodedImages)
+    _fill(folder, 33)
+    (folder / "across" / "000.png").write_bytes(striped(0, 500))
+    assert written(streamed)
+    (out / "made-of").unlink()  # as a killed process leaves it
+    assert written(streamed)
 
 
 def test_a_file_that_is_no_image_and_a_folder_without_classes_are_named(tmp_path: Path) -> None:
     _fill(tmp_path / "data", 6)
     (tmp_path / "data" / "along" / "notes.txt").write_text("hello")
-    with pytest.raises(SourceError, match=r"notes\.txt"):
-        image_folder.read(tmp_path / "data", RECIPE)
+    with pytest.raises(SourceError, match=r"notes\.txt: does not decode .*; take it out of the folder"):
+        image_folder.read(tmp_path / "data", RECIPE, tmp_path / "pixels")
     with pytest.raises(SourceError, match="named by their class"):
-        image_folder.read(tmp_path / "nothing", RECIPE)
+        image_folder.read(tmp_path / "nothing", RECIPE, tmp_path / "pixels")
 
 
 def test_the_command_writes_weights_and_says_how_good_they_are(

@@ -21,14 +21,13 @@ _CODE = (
 
 
 def _prepare(ctx: StepContext) -> Prepared:
-    from pipelines.core.preprocessing import spec_of
     from pipelines.steps.prepare import prepare
 
     prepared = prepare(
         ctx.one("training_set").folder / "training_set.parquet",
         ctx.value("snapshot", Snapshotted).class_names,
         ctx.storage,
-        spec_of(ctx.recipe.preprocessing),
+        ctx.recipe,
         ctx.out,
     )
     ctx.facts.update(num_images=prepared.num_train + prepared.num_val)
@@ -108,6 +107,13 @@ def _checkpoints(ctx: StepContext, code: str) -> Path:
     return ctx.settings.home / "checkpoints" / digest_json(parts)[:32]
 
 
+def _layout(request: RunRequest) -> str:
+    """How the training images are to be stored; other changes of loading and augmentation need no new pixels."""
+    from pipelines.core.layout import choice
+
+    return choice(request.recipe)
+
+
 def _weights(request: RunRequest) -> str:
     """SHA-256 of the weights that training starts from; empty for none, and for a file that the step will miss."""
     path = Path(request.recipe.model.weights)
@@ -121,6 +127,7 @@ TRAINING_SPECS: tuple[StepSpec, ...] = (
         roots=("pipelines.steps.prepare",),
         upstream=("snapshot", "training_set"),
         sections=("preprocessing",),
+        world=lambda _settings, _storage, request: _layout(request),
     ),
     StepSpec(
         name="train",

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.core.ahead import ahead
 from pipelines.core.errors import UserError
 from pipelines.core.pixelset import EncodedImages, Rows, Split
 from pipelines.core.preprocessing import spec_of
@@ -25,7 +26,7 @@ from pipelines.training.batch import Batch
 from pipelines.training.loading import order
 from pipelines.training.loading.sources import Mapped, Resident, Source, Stream
 from pipelines.training.loading.strategies import choose
-from pipelines.training.loading.threads import ahead, single_threaded_pool
+from pipelines.training.loading.threads import single_threaded_pool
 from pipelines.training.randomness import generator
 
 log = logging.getLogger(__name__)
