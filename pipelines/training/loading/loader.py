@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.core.ahead import ahead
+from pipelines.core.embedded import EmbeddedSplit
 from pipelines.core.errors import UserError
 from pipelines.core.pixelset import EncodedImages, Rows, Split
 from pipelines.core.preprocessing import spec_of
@@ -191,7 +192,7 @@ def _hand_over(batch: Batch, ready: torch.cuda.Event) -> None:
             tensor.record_stream(stream)
 
 
-def sample_weights(split: Split, num_classes: int, class_balance: bool) -> NDArray[np.float32]:
+def sample_weights(split: Split | EmbeddedSplit, num_classes: int, class_balance: bool) -> NDArray[np.float32]:
     """float32 [N] with mean 1: the images' own weights, times the inverse size of their class where asked."""
     weights = split.weights.astype(np.float64)
     if class_balance:
