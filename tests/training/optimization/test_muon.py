@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.training.optimization.muon import Muon, orthogonalized
+from pipelines.training.optimization.muon import Muon, _newton_schulz, orthogonalized
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,14 @@ def test_matrices_of_several_shapes_come_back_in_their_order_and_whatever_their_
         assert torch.equal(scaled, result)
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         assert nn.functional.cosine_similarity(result.float().flatten(), (left @ right).flatten(), dim=0) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+def test_a_stack_as_a_gpu_works_on_it_gives_what_its_matrices_give(shape: tuple[int, int]) -> None:
+    matrices = [10.0**place * torch.randn(shape) for place in range(3)]
+    stacked = _newton_schulz(torch.stack(matrices), iterations=5)
+    alone = torch.stack(orthogonalized(matrices, iterations=5))
+    assert torch.allclose(stacked.float(), alone.float(), atol=0.02)
 
 
 def test_a_gradient_of_zeros_moves_nothing() -> None:
