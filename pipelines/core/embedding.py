@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pipelines.core.errors import RecipeError
 from pipelines.core.features import HOG_COLOR
+from pipelines.core.recipe import Preprocessing
 
 if TYPE_CHECKING:
     from pipelines.core.model_package import ModelPackage
@@ -32,6 +33,8 @@ Embeddings = npt.NDArray[np.float32]
 
 SIDE_PX = 32
 """Rows and columns of the pixels that `hog-color-v1` looks at."""
+
+TORCHVISION_SIDE_PX = 224
 
 ORIENTATIONS = 6
 HUES = 6
@@ -102,6 +105,13 @@ def view_name(text: str) -> str:
     if name.kind == "package":
         return f"image_embedding_package_{name.digest[:8]}"
     return HOG_COLOR.name
+
+
+def pixels(text: str) -> Preprocessing:
+    """Size and fit of the pixels that an embedding other than a package's is computed from."""
+    if parse(text).kind == "torchvision":
+        return Preprocessing(height=TORCHVISION_SIDE_PX, width=TORCHVISION_SIDE_PX, fit="crop")
+    return Preprocessing(height=HogColorV1.height, width=HogColorV1.width, fit=HogColorV1.fit)
 
 
 class HogColorV1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from pipelines.core import embedding
 from pipelines.core.pixelset import Pixels
 from pipelines.core.preprocessing import PreprocessingSpec, decode, resize, spec_of
 from pipelines.core.recipe import Recipe
@@ -31,7 +32,9 @@ class Layout:
 
 
 def evaluation(recipe: Recipe) -> Layout:
-    return Layout(spec=spec_of(recipe.preprocessing))
+    """By the recipe's `preprocessing`; a head's pixels are those that its embedding was computed from."""
+    head = recipe.training.mode == "head"
+    return Layout(spec=spec_of(embedding.pixels(recipe.features.embedding) if head else recipe.preprocessing))
 
 
 def training(recipe: Recipe, num_images: int) -> Layout:
@@ -46,6 +49,8 @@ def training(recipe: Recipe, num_images: int) -> Layout:
 
 def choice(recipe: Recipe) -> str:
     """What of the recipe, besides its preprocessing, decides about what is stored: part of the key of `prepare`."""
+    if recipe.training.mode == "head":
+        return json.dumps({"embedding": embedding.view_name(recipe.features.embedding)})
     margin = recipe.loading.margin if recipe.augmentation.crop == "resized" else 0
     return json.dumps({"margin": margin, "encoded_above_gb": _encoded_above_gb(recipe)})
 

@@ -33,6 +33,8 @@ from pipelines.core.errors import IntegrityError, SourceError
 
 INDEX = "pixelset.json"
 SHARD_BYTES = 1 << 30
+CALIBRATION = "calibration"
+"""A split of some training images, where the training split has embeddings instead of pixels."""
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
@@ -143,7 +145,7 @@ class PixelSet:
     """The spec's JSON: what evaluation pixels are made by."""
     splits: Mapping[str, Split]
     embedded: Embedded | None = None
-    """Embeddings, for training.mode = 'head': there 'train' has them instead of pixels."""
+    """For training.mode = 'head': its training split is here, and `splits` holds 'calibration' and 'val'."""
 
 
 def rows_per_shard(height: int, width: int) -> int:

@@ -135,7 +135,8 @@ class Training:
     mode: str = option(
         "scratch",
         "'scratch' and 'finetune' train the whole network, 'finetune' from model.weights with layer-wise rates; 'head' "
-        "trains a linear head on the stored embeddings, in seconds.",
+        "trains a linear head on the stored embeddings, in seconds; pixels are then those of the embedding, whatever "
+        "preprocessing says.",
         choices=("scratch", "finetune", "head"),
         form=True,
     )
@@ -353,6 +354,11 @@ def _check_training(recipe: Recipe) -> None:
     if training.mode == "head" and model.weights:
         raise RecipeError(
             "training.mode = 'head': the embedding is that of features.embedding; leave model.weights empty"
+        )
+    if training.mode == "head" and recipe.features.embedding.startswith("package:"):
+        raise RecipeError(
+            f"features.embedding = {recipe.features.embedding!r}: with training.mode = 'head' it must be "
+            "'hog-color-v1' or 'torchvision:<backbone>:<weights file>'; a package's graph cannot be part of a network"
         )
     if training.warmup_share + training.cooldown_share > 1 and training.schedule == "trapezoid":
         raise RecipeError("training.warmup_share + training.cooldown_share: must be at most 1")

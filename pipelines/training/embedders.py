@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pipelines.core.embedding import CELLS, HUES, ORIENTATIONS, QUARTERS, SHAPE_SHARE, SIDE_PX, parse
-from pipelines.core.errors import RecipeError, UserError
+from pipelines.core.errors import UserError
 
 _HEADS = ("fc", "classifier", "heads", "head")
 # Mean and standard deviation of ImageNet's RGB in 0..1: what torchvision's weights were trained with.
@@ -21,15 +21,10 @@ _STD = (0.229, 0.224, 0.225)
 def build(text: str, *, weights: bool = True) -> nn.Module:
     """The module of a `features.embedding`: uint8 [N, H, W, 3] to unit rows float32 [N, D], in evaluation mode.
 
-    Without `weights` those of a backbone are left random, for a state dict to fill. Raises RecipeError for a text that
-    names no embedding or one that cannot be computed here, UserError for weights that do not fit.
+    Without `weights` those of a backbone are left random, for a state dict to fill. Packages are no modules: recipes
+    refuse them. Raises UserError for weights that do not fit.
     """
     name = parse(text)
-    if name.kind == "package":
-        raise RecipeError(
-            f"features.embedding = {text!r}: a head cannot be trained on another package's graph; allowed with "
-            "training.mode = 'head' are 'hog-color-v1' and 'torchvision:<backbone>:<weights file>'"
-        )
     if name.kind == "hog-color-v1":
         return HogColor().eval()
     try:

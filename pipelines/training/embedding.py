@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipelines.core.embedding import TORCHVISION_SIDE_PX
 from pipelines.training.embedders import TorchvisionFeatures
 
 _BATCH = 64
@@ -17,8 +18,8 @@ _BATCH = 64
 class TorchvisionEmbedder:
     """The pooled features of a backbone, scaled to unit length. Raises what `TorchvisionFeatures` raises."""
 
-    height = 224
-    width = 224
+    height = TORCHVISION_SIDE_PX
+    width = TORCHVISION_SIDE_PX
     fit = "crop"
 
     def __init__(self, backbone: str, weights: Path, view: str) -> None:
