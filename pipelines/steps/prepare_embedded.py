@@ -80,11 +80,9 @@ def _write_pixels(
     asked = recipe.preprocessing
     if asked not in (Preprocessing(), embedding.pixels(recipe.features.embedding)):
         log.warning(
-            "preprocessing = %d x %d %s is not used with training.mode = 'head': pixels are those of the embedding, %d x "
-            "%d %s",
+            "preprocessing = %d x %d %s: not used, pixels of training.mode = 'head' are the embedding's, %d x %d %s",
             *(asked.height, asked.width, asked.fit, like.spec.height, like.spec.width, like.spec.fit),
         )
-    preparation.write(splits, dict.fromkeys(splits, like), storage, out, _MEND)
     counts = {split: len(images) for split, images in splits.items()}
     pixelset.write_index(out, class_names=class_names, preprocessing=like.spec.to_json(), splits=counts)
     all_of_it = _images(train, labels)
