@@ -77,16 +77,22 @@ def _write_pixels(
     chosen = np.unique(np.linspace(0, train.num_rows - 1, min(_MAX_CALIBRATION, train.num_rows)).astype(np.int64))
     splits = {pixelset.CALIBRATION: _images(train.take(chosen), labels), "val": _images(parts["val"], labels)}
     like = layout.evaluation(recipe)
-    asked = recipe.preprocessing
-    if asked not in (Preprocessing(), embedding.pixels(recipe.features.embedding)):
-        log.warning(
-            "preprocessing = %d x %d %s: not used, pixels of training.mode = 'head' are the embedding's, %d x %d %s",
-            *(asked.height, asked.width, asked.fit, like.spec.height, like.spec.width, like.spec.fit),
-        )
+    _tell_of_other_pixels(recipe)
+    preparation.write(splits, dict.fromkeys(splits, like), storage, out, _MEND)
     counts = {split: len(images) for split, images in splits.items()}
     pixelset.write_index(out, class_names=class_names, preprocessing=like.spec.to_json(), splits=counts)
-    all_of_it = _images(train, labels)
-    pixelset.write_split(out, "train", labels=all_of_it.labels, weights=all_of_it.weights, ids=all_of_it.ids)
+    every = _images(train, labels)
+    pixelset.write_split(out, "train", labels=every.labels, weights=every.weights, ids=every.ids)
+
+
+def _tell_of_other_pixels(recipe: Recipe) -> None:
+    """A recipe that says nothing of its pixels need not hear of them either."""
+    asked, taken = recipe.preprocessing, embedding.pixels(recipe.features.embedding)
+    if asked not in (Preprocessing(), taken):
+        log.warning(
+            "preprocessing = %d x %d %s: not used, pixels of training.mode = 'head' are the embedding's, %d x %d %s",
+            *(asked.height, asked.width, asked.fit, taken.height, taken.width, taken.fit),
+        )
 
 
 def _images(part: pa.Table, labels: Mapping[str, int]) -> Images:
