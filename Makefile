@@ -6,9 +6,10 @@ DATA ?=
 NAME ?=
 data_option = $(if $(DATA),--data "$(DATA)")
 name_option = $(if $(NAME),--name "$(NAME)")
+section_option = $(foreach one,$(SECTION),--section $(one))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run up down status test test-all lint format bench-pipeline bench-ingest
+.PHONY: help install run up down status test test-all lint format bench-pipeline bench-ingest bench-loading bench-training
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -49,3 +50,10 @@ bench-pipeline: install ## seconds and images/s per step, overhead, memory (DATA
 
 bench-ingest: install ## images/s of ingest, small and photo-size (DATA= for a folder)
 	@$(BIN)/python tests/benchmarks/bench_ingest.py $(DATA) $(if $(JSON),--json)
+
+bench-loading: install ## images/s from DATA=photographs, and memory (SECTION=one-core|loader|memory)
+	@$(BIN)/python tests/benchmarks/bench_loading.py $(data_option) $(section_option) $(OPTIONS) $(if $(JSON),--json)
+
+bench-training: install ## training beside its controls (SECTION=, DATA=, SEEDS=, MINUTES=, AIRBENCH=; OPTIONS=--help)
+	@$(BIN)/python tests/benchmarks/bench_training.py $(data_option) $(section_option) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(AIRBENCH),--airbench "$(AIRBENCH)") $(OPTIONS) $(if $(JSON),--json)

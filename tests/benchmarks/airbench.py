@@ -1,0 +1,173 @@
+"""Section `airbench`: KellerJordan's airbench94_muon.py and our recipe side by side on one GPU, on the same pixels.
+
+The script is the user's own checkout (AIRBENCH=path/to/airbench94_muon.py of KellerJordan/cifar10-airbench); nothing of
+it is here. It reads its images from cifar10/train.pt and test.pt, which are written from our splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from cifar import load_recipe
+from clocks import EpochClock
+from harness import bootstrap, mean_interval, progress
+from ours import accuracy_of, train_pixels
+from photographs import find
+from pixel_sets import decode_all
+from report import Bar, Report, Table
+
+from pipelines.core.errors import UserError
+from pipelines.core.pixelset import PixelSet
+from pipelines.core.recipe import Recipe, override, to_dict
+
+BAR, STRETCH_S = 1.5, 2.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training: its own clock's seconds, and test accuracy with test-time augmentation."""
+
+    seconds: float
+    accuracy: float
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Interleaved in random order, the control first and last. Raises UserError without a script."""
+    if not torch.cuda.is_available():
+        return Report(open="needs a GPU")
+    recipe = load_recipe(options, "cifar10")
+    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as place:
+        work = Path(place)
+        data = decode_all(find(options.data, work).limited(options.limit), recipe)
+        write_cache(data, work / "cifar10")
+        module = load_script(options.airbench)
+        control = Control(module, work)
+        control.run("warmup")
+        ours(data, recipe, work / "warmup")
+        runs: dict[str, list[Run]] = {"airbench": [control.run(0)], "ours": []}
+        order = ["airbench", "ours"] * options.rounds
+        random.Random(0).shuffle(order)
+        for number, name in enumerate([*order, "airbench"], start=1):
+            seeded = override(recipe, {"training.seed": number})
+            turn = control.run(number) if name == "airbench" else ours(data, seeded, work / str(number))
+            runs[name].append(turn)
+            progress(f"{name}: {turn.seconds:.2f} s, {turn.accuracy:.4f}")
+    return _report(recipe, data, runs)
+
+
+def write_cache(data: PixelSet, folder: Path) -> None:
+    """The script's own cache files, from our train and test splits."""
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        if split not in data.splits or not len(data.splits[split]):
+            raise UserError(f"DATA has no {split} split: give train/, val/ and test/ folders")
+        found = data.splits[split]
+        images = torch.cat([torch.from_numpy(batch) for batch in found.pixels.batches(4096)])
+        table = {"images": images, "labels": torch.from_numpy(found.labels), "classes": list(data.class_names)}
+        torch.save(table, folder / f"{split}.pt")
+
+
+def load_script(path: str) -> ModuleType:
+    """Import the checkout's script without running it. Raises UserError where there is none."""
+    script = Path(path).expanduser().resolve()
+    if not path or not script.is_file():
+        raise UserError(f"AIRBENCH={path}: name airbench94_muon.py of a checkout of KellerJordan/cifar10-airbench")
+    spec = importlib.util.spec_from_file_location("airbench94", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["airbench94"] = module
+    with _arguments(str(script)):  # it reads its own source from sys.argv[0]
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _arguments(script: str) -> Iterator[None]:
+    before, sys.argv = sys.argv, [script]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+class Control:
+    """The script's network, compiled once, and its training, timed by its own clock."""
+
+    def __init__(self, module: ModuleType, folder: Path) -> None:
+        self._module, self._folder = module, folder
+        self._seen: list[dict[str, Any]] = []
+        # What the script prints after each epoch is where its clock can be read.
+        module.print_training_details = lambda variables, is_final_entry: self._seen.append(dict(variables))
+        self._network = module.CifarNet().cuda().to(memory_format=torch.channels_last)
+        self._network.compile(mode="max-autotune")
+
+    def run(self, number: int | str) -> Run:
+        self._seen.clear()
+        with _defaults(), contextlib.chdir(self._folder):
+            accuracy = float(self._module.main(number, self._network))
+        return Run(seconds=float(self._seen[-1]["time_seconds"]), accuracy=accuracy)
+
+
+@contextlib.contextmanager
+def _defaults() -> Iterator[None]:
+    """torch as the script expects it, whatever our engine has set."""
+    benchmark = torch.backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = True
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def ours(data: PixelSet, recipe: Recipe, out: Path) -> Run:
+    """The whole of `trainer.train`: loading, training, validation, checkpoints, history; then the test images."""
+    clock = EpochClock()
+    train_pixels(data, recipe, out, [clock])
+    accuracy = accuracy_of(out, recipe, data, "test")
+    return Run(seconds=clock.curve.seconds, accuracy=accuracy)
+
+
+def _report(recipe: Recipe, data: PixelSet, runs: dict[str, list[Run]]) -> Report:
+    count = min(len(each) for each in runs.values())
+    pairs = zip(runs["ours"][:count], runs["airbench"][:count], strict=True)
+    ratio = bootstrap([ours.seconds / theirs.seconds for ours, theirs in pairs])
+    times = {name: bootstrap([one.seconds for one in each]) for name, each in runs.items()}
+    accuracies = {name: mean_interval([100 * one.accuracy for one in each]) for name, each in runs.items()}
+    rows = [[name, str(len(each)), times[name].text(" s"), accuracies[name].text(" %")] for name, each in runs.items()]
+    counts = {split: len(found) for split, found in data.splits.items()}
+    title = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    return Report(
+        figures={
+            "counts": counts,
+            "runs": {name: [[one.seconds, one.accuracy] for one in each] for name, each in runs.items()},
+            "ratio": ratio.as_json(),
+            "accuracy_percent": {name: found.as_json() for name, found in accuracies.items()},
+            "recipe": to_dict(recipe),
+        },
+        tables=[Table(title=title, columns=["", "runs", "seconds", "test accuracy, TTA"], rows=rows)],
+        bars=[
+            Bar(what="our seconds to airbench's, upper end", bar=BAR, found=ratio.high, at_most=True),
+            Bar(what="our seconds", bar=STRETCH_S, found=times["ours"].value, at_most=True),
+            Bar(
+                what="our accuracy, upper end, percent",
+                bar=accuracies["airbench"].value,
+                found=accuracies["ours"].high,
+            ),
+        ],
+        notes=["compiling is apart: both sides have trained once before anything is timed"],
+    )
