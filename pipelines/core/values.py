@@ -142,8 +142,19 @@ class Trained:
     tracking_run_id: str
     epochs_run: int
     best_epoch: int
+    """Whose weights are kept."""
     val_accuracy: float
+    tta_accuracy: float
+    """On the validation split too, with evaluation.tta."""
     device: str
+    precision: str
+    """fp32, bf16 or fp16."""
+    strategy: str
+    """How images were loaded: resident, mapped or stream; empty where none were."""
+    micro_batch: int
+    """Images passed forth and back at once; 0 where a head alone was trained."""
+    num_failures: int = 0
+    """Images that did not decode; others took their place."""
 
 
 @dataclass(frozen=True, kw_only=True)

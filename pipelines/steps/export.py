@@ -136,7 +136,7 @@ def _held_out(splits: Mapping[str, Split], images: _Images) -> Split:
 def _export_fp32(work: _Work, weights: Path, num_classes: int) -> tuple[Parity, NDArray[np.float32]]:
     """Export, compare with the network, and return the certificate and the graph's logits."""
     recipe, held_out = work.recipe, work.held_out
-    network = exporter.load_network(weights, recipe.model, num_classes)
+    network = exporter.load_network(weights, recipe, num_classes)
     expected = exporter.reference_logits(network, held_out.pixels, work.threads)
     work.temperatures["fp32"] = fit_temperature(expected, held_out.labels)
     path = work.folder / _FILES["fp32"]

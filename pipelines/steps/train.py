@@ -27,7 +27,7 @@ def train(
 ) -> Trained:
     """Train on the pixel set in `prepared`; weights.pt and history.json go to `out`.
 
-    `checkpoints` is a folder of this training alone: a killed try leaves its last epoch there for the next one.
+    `checkpoints` is a folder of this training alone: a killed try leaves there what the next one goes on from.
     """
     data = pixelset.load(prepared)
     run_id = tracker.start(run_name, parameters, tags)
@@ -37,7 +37,7 @@ def train(
             data,
             recipe,
             out,
-            checkpoint=checkpoints / "last.pt",
+            checkpoints=checkpoints,
             observers=[Progress(), MetricSender(tracker.log)],
         )
         finished = True
@@ -49,5 +49,10 @@ def train(
         epochs_run=result.epochs_run,
         best_epoch=result.best_epoch,
         val_accuracy=result.val_accuracy,
+        tta_accuracy=result.tta_accuracy,
         device=result.device,
+        precision=result.precision,
+        strategy=result.strategy,
+        micro_batch=result.micro_batch,
+        num_failures=len(result.failures),
     )

@@ -1,9 +1,13 @@
-"""`python -m pipelines.training --recipe R --data DIR --out DIR`, where there is torch and torchvision only."""
+"""`python -m pipelines.training --recipe R --data DIR --out DIR`, where there is torch and torchvision only.
+
+On several GPUs or hosts: `torchrun --nproc-per-node N -m pipelines.training …`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,34 +16,71 @@ from pathlib import Path
 from pipelines.core import pixelset
 from pipelines.core import recipe as recipes
 from pipelines.core.errors import DarkroomError
+from pipelines.core.pixelset import PixelSet
+from pipelines.core.recipe import Recipe
 from pipelines.training import image_folder
+from pipelines.training.engine import distribution
 from pipelines.training.observers import Progress
-from pipelines.training.trainer import train
+from pipelines.training.trainer import CHECKPOINT_INTERVAL_S, TrainingResult, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line on standard error for what the caller can mend."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.training", description=__doc__)
-    parser.add_argument("--recipe", type=Path, required=True, help="recipe file (TOML)")
-    parser.add_argument("--data", type=Path, required=True, help="a pixel set, or a folder of class folders")
-    parser.add_argument("--out", type=Path, required=True, help="gets weights.pt, history.json and checkpoint.pt")
-    parser.add_argument("--set", default="{}", metavar="JSON", help='changed keys, {"training.epochs": 5}')
-    options = parser.parse_args(arguments)
+    """Exit code 0, or that of the error, with one line on standard error."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        recipe = recipes.override(recipes.load(options.recipe), json.loads(options.set))
-        is_pixel_set = (options.data / pixelset.INDEX).is_file()
-        data = (
-            pixelset.load(options.data)
-            if is_pixel_set
-            else image_folder.read(options.data, recipe, options.out / "pixels")
-        )
-        options.out.mkdir(parents=True, exist_ok=True)
-        result = train(data, recipe, options.out, checkpoint=options.out / "checkpoint.pt", observers=[Progress()])
+        with distribution.joined() as world:
+            result = _train(options, world)
     except DarkroomError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    sys.stdout.write(json.dumps(asdict(result)) + "\n")
+    if world.leads:
+        sys.stdout.write(json.dumps(asdict(result)) + "\n")
     return 0
+
+
+def _train(options: argparse.Namespace, world: distribution.World) -> TrainingResult:
+    recipe = recipes.override(recipes.load(options.recipe), json.loads(options.set))
+    return train(
+        _data(options, recipe, world),
+        recipe,
+        options.out,
+        checkpoints=options.out / "checkpoints",
+        checkpoint_every_s=options.checkpoint_every,
+        observers=[Progress()],
+        world=world,
+    )
+
+
+def _data(options: argparse.Namespace, recipe: Recipe, world: distribution.World) -> PixelSet:
+    """The pixel set; where it is made here, the leading process makes it, then one on each machine without it."""
+    if (options.data / pixelset.INDEX).is_file():
+        return pixelset.load(options.data)
+    first = 0 if world.leads else 1 if world.local_rank == 0 else 2
+    for _ in range(first):
+        world.wait()
+    data = image_folder.read(options.data, recipe, options.out / "pixels")
+    for _ in range(first, 2):
+        world.wait()
+    return data
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", type=Path, required=True, help="recipe file (TOML)")
+    parser.add_argument("--data", type=Path, required=True, help="a pixel set, or a folder of class folders")
+    parser.add_argument("--out", type=Path, required=True, help="gets weights.pt, history.json and checkpoints/")
+    parser.add_argument("--set", default="{}", metavar="JSON", help='changed keys, {"training.epochs": 5}')
+    parser.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=CHECKPOINT_INTERVAL_S,
+        metavar="S",
+        help="seconds between checkpoints, more where they would take over 1%% of the time; 0: after every step",
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ class Epoch:
 
 History = Sequence[Epoch]
 
+_LINE_INTERVAL_S = 60.0
+
 
 class Observer:
     """Override what you need."""
@@ -37,8 +39,11 @@ class Observer:
     def on_start(self, history: History, num_epochs: int) -> None:
         """Before the first epoch of this process; `history` is not empty after a resume."""
 
+    def on_step_end(self, step: int, num_steps: int) -> None:
+        """After `step` of the training's steps. Must be quick and not look at the device: the next step waits."""
+
     def on_epoch_end(self, history: History) -> None:
-        """After each epoch, once its checkpoint is safe."""
+        """After each epoch; again after a kill where its checkpoint was not due yet."""
 
     def wants_stop(self, history: History) -> bool:  # noqa: ARG002
         """Asked before each epoch; True ends the training."""
@@ -95,13 +100,20 @@ class MetricSender(Observer):
 
 
 class Progress(Observer):
-    """One line an epoch on standard error."""
+    """One line an epoch on standard error, and one a minute within long epochs."""
 
     def on_start(self, history: History, num_epochs: int) -> None:
         self.num_epochs = num_epochs
-        self.clock = time.perf_counter()
+        self.clock = self.last_line = time.perf_counter()
         if history:
             sys.stderr.write(f"resumed after epoch {len(history)} of {num_epochs}\n")
+
+    def on_step_end(self, step: int, num_steps: int) -> None:
+        now = time.perf_counter()
+        if now - self.last_line >= _LINE_INTERVAL_S:
+            self.last_line = now
+            sys.stderr.write(f"step {step}/{num_steps}\n")
+            sys.stderr.flush()
 
     def on_epoch_end(self, history: History) -> None:
         last, now = history[-1], time.perf_counter()
@@ -110,7 +122,7 @@ class Progress(Observer):
             f"val_accuracy {last.val_accuracy:.4f}  {now - self.clock:.1f} s\n"
         )
         sys.stderr.flush()
-        self.clock = now
+        self.clock = self.last_line = now
 
 
 def best_epoch(history: History) -> int:

@@ -1,4 +1,4 @@
-"""A training from a pixel set to files: weights.pt (the best epoch's state dict) and history.json."""
+"""A training from a pixel set to files: weights.pt (the state dict that is kept) and history.json."""
 
 from __future__ import annotations
 
@@ -7,75 +7,145 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipelines.core.errors import SourceError
-from pipelines.core.pixelset import PixelSet
+from pipelines.core.pixelset import PixelSet, Split
 from pipelines.core.recipe import Recipe, digest_of
-from pipelines.training import devices, networks
-from pipelines.training.engine import Fit
-from pipelines.training.observers import HistoryFile, Observer, best_epoch
+from pipelines.training import devices, heads, networks
+from pipelines.training.engine.checkpoints import Checkpoints
+from pipelines.training.engine.distribution import World
+from pipelines.training.engine.fit import Fit, Fitted
+from pipelines.training.observers import Epoch, HistoryFile, Observer, best_epoch
+from pipelines.training.randomness import seed_of
 
 WEIGHTS = "weights.pt"
 HISTORY = "history.json"
+
+CHECKPOINT_INTERVAL_S = 30.0
+_IDS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     epochs_run: int
     best_epoch: int
+    """Whose weights are kept: that of the lowest validation loss, or the last."""
     val_accuracy: float
-    """Of the best epoch; 0 without a validation split."""
+    """Of the kept weights; 0 without a validation split."""
+    tta_accuracy: float
+    """The same with evaluation.tta; as above for a head alone."""
     device: str
-    bf16: bool
+    precision: str
+    strategy: str
+    """How images were loaded; empty for a head alone."""
+    micro_batch: int
+    """Images that a process passed forth and back at once; below what the recipe asks for where memory ran out."""
+    failures: tuple[str, ...]
+    """Images that did not decode, each with the reason; others took their place."""
+    seconds: float
+    """Of this process, from the first step to the last epoch's end."""
 
 
 def train(
-    data: PixelSet, recipe: Recipe, out: Path, *, checkpoint: Path, observers: Sequence[Observer] = ()
+    data: PixelSet,
+    recipe: Recipe,
+    out: Path,
+    *,
+    checkpoints: Path,
+    observers: Sequence[Observer] = (),
+    checkpoint_every_s: float = CHECKPOINT_INTERVAL_S,
+    world: World | None = None,
 ) -> TrainingResult:
-    """Train as the recipe's `model` and `training` say. A killed training goes on from `checkpoint`.
+    """Train as the recipe says. A killed training goes on from the last good checkpoint in the folder `checkpoints`.
 
-    On a CPU the files are the same bit for bit every time, interrupted or not. Raises SourceError for a pixel set
-    without a training split.
+    On a CPU, and deterministic on a GPU, the files are the same bit for bit every time, interrupted or not. With
+    `checkpoint_every_s` = 0 every step is saved. In a world of several processes the leading one writes the files and
+    has the observers. Raises SourceError for a pixel set without a training split, and what `Fit.run` raises.
     """
     if "train" not in data.splits:
         raise SourceError("the pixel set has no training split")
-    compute = devices.prepare(recipe.training)
+    world = world or World()
+    compute = devices.prepare(recipe.training, world.local_rank)
+    out.mkdir(parents=True, exist_ok=True)
+    observers = [HistoryFile(out / HISTORY), *observers]
+    if recipe.training.mode == "head":
+        return _head_result(heads.train(data, recipe, compute, out / WEIGHTS, observers), compute)
+    torch.manual_seed(seed_of(recipe.training.seed, "network"))
     val = data.splits.get("val")
     fit = Fit(
         network=networks.build(recipe.model, len(data.class_names)),
         train=data.splits["train"],
         val=val if val is not None and len(val) else None,
         num_classes=len(data.class_names),
-        training=recipe.training,
+        recipe=recipe,
         compute=compute,
-        observers=[HistoryFile(out / HISTORY), *observers],
-        checkpoint=checkpoint,
-        fingerprint=_fingerprint(data, recipe),
+        world=world,
+        observers=observers if world.leads else (),
+        checkpoints=Checkpoints(checkpoints, fingerprint(data, recipe) if world.leads else "", checkpoint_every_s),
     )
-    out.mkdir(parents=True, exist_ok=True)
     fitted = fit.run()
-    torch.save(dict(fitted.best), out / WEIGHTS)
-    best = best_epoch(fitted.history) if fit.val else len(fitted.history)
+    if world.leads:
+        torch.save(dict(fitted.weights), out / WEIGHTS)
+    return _result(fitted, compute)
+
+
+def _result(fitted: Fitted, compute: devices.Compute) -> TrainingResult:
     return TrainingResult(
         epochs_run=len(fitted.history),
-        best_epoch=best,
-        val_accuracy=fitted.history[best - 1].val_accuracy,
+        best_epoch=fitted.kept_epoch,
+        val_accuracy=fitted.history[fitted.kept_epoch - 1].val_accuracy,
+        tta_accuracy=fitted.tta_accuracy,
         device=compute.device.type,
-        bf16=compute.bf16,
+        precision=compute.precision,
+        strategy=fitted.strategy,
+        micro_batch=fitted.micro_batch,
+        failures=fitted.failures,
+        seconds=fitted.seconds,
     )
 
 
-def _fingerprint(data: PixelSet, recipe: Recipe) -> str:
-    """Image ids are digests of the images' bytes, so they and the preprocessing stand for the pixels."""
-    splits = {
-        name: [list(split.ids), split.labels.tolist(), split.weights.tolist()] for name, split in data.splits.items()
-    }
-    sections = [digest_of(recipe.model), digest_of(recipe.training)]
-    start = _sha256(Path(recipe.model.weights)) if recipe.model.weights else ""
-    parts = [sections, start, list(data.class_names), dict(data.preprocessing), splits, torch.__version__]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _head_result(history: Sequence[Epoch], compute: devices.Compute) -> TrainingResult:
+    best = best_epoch(history)
+    accuracy = history[best - 1].val_accuracy
+    return TrainingResult(
+        epochs_run=len(history),
+        best_epoch=best,
+        val_accuracy=accuracy,
+        tta_accuracy=accuracy,
+        device=compute.device.type,
+        precision="fp32",
+        strategy="",
+        micro_batch=0,
+        failures=(),
+        seconds=0.0,
+    )
+
+
+def fingerprint(data: PixelSet, recipe: Recipe) -> str:
+    """Of all that decides on the weights: recipe, starting weights, images and torch's version.
+
+    Image ids are digests of the images' bytes, so they and the preprocessing stand for the pixels.
+    """
+    sections = (recipe.model, recipe.training, recipe.augmentation, recipe.loading)
+    parts: list[Any] = [digest_of(section) for section in sections]
+    parts.append(_sha256(Path(recipe.model.weights)) if recipe.model.weights else "")
+    parts += [list(data.class_names), dict(data.preprocessing), torch.__version__]
+    sha256 = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for name, split in sorted(data.splits.items()):
+        sha256.update(f"{name} {len(split)}".encode())
+        _add(sha256, split)
+    return sha256.hexdigest()
+
+
+def _add(sha256: Any, split: Split) -> None:
+    """A split's identity, of which there may be a million rows."""
+    for start in range(0, len(split), _IDS_AT_ONCE):
+        sha256.update("\n".join(split.ids[start : start + _IDS_AT_ONCE]).encode())
+    sha256.update(split.labels.tobytes())
+    sha256.update(split.weights.tobytes())
 
 
 def _sha256(path: Path) -> str:

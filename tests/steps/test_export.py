@@ -18,7 +18,6 @@ from pipelines.core.datasets import blob_key
 from pipelines.core.errors import GateRejected
 from pipelines.core.inference import Classifier, prove
 from pipelines.core.model_package import Lineage
-from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe, from_dict, override
 from pipelines.core.storage import Storage
 from pipelines.core.values import Exported, Trained
@@ -32,7 +31,8 @@ RECIPE = from_dict(
         "name": "stripes",
         "preprocessing": {"height": SIDE, "width": SIDE},
         "model": {"embedding_dim": 16},
-        "training": {"epochs": 4, "batch_size": 32, "threads": 1, "device": "cpu", "flip": False, "shift_share": 0.0},
+        "training": {"epochs": 4, "batch_size": 32, "threads": 1, "device": "cpu"},
+        "augmentation": {"flip": "none", "shift_share": 0.0},
         "export": {"min_int8_images": 50, "max_int8_accuracy_loss": 0.1, "num_calibration_images": 32},
     }
 )
@@ -75,7 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> _Trained:
     folder = tmp_path_factory.mktemp("chain")
     (folder / "prepared").mkdir()
     storage, training_set = write_training_set(folder, {"train": 150, "val": 90})
-    prepare(training_set, CLASS_NAMES, storage, spec_of(RECIPE.preprocessing), folder / "prepared")
+    prepare(training_set, CLASS_NAMES, storage, RECIPE, folder / "prepared")
     tracker = _Tracker()
     value = train(
         folder / "prepared",
@@ -107,9 +107,9 @@ def test_training_is_tracked_while_it_runs_and_clears_its_checkpoints(trained: _
 
 def test_the_package_answers_like_the_network(trained: _Trained, exported: tuple[Path, Exported]) -> None:
     package = model_package.load(exported[0] / "package")
-    network = load_network(trained.folder / "trained" / "weights.pt", RECIPE.model, len(CLASS_NAMES))
+    network = load_network(trained.folder / "trained" / "weights.pt", RECIPE, len(CLASS_NAMES))
     val = pixelset.load(trained.folder / "prepared").splits["val"]
-    outputs = Classifier(package, "fp32", provider="cpu").predict_pixels(val.pixels)
+    outputs = Classifier(package, "fp32", provider="cpu").predict_pixels(val.pixels.rows(np.arange(90)))
     assert np.abs(outputs.logits - reference_logits(network, val.pixels, 1)).max() < 1e-4
     scaled = outputs.logits / package.variants["fp32"].temperature
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -117,6 +117,20 @@ def test_the_package_answers_like_the_network(trained: _Trained, exported: tuple
     assert package.description.parity.max_logit_difference <= RECIPE.export.max_logit_difference
     images = [striped(label, 10_000 + label) for label in range(3)]
     assert Classifier(package).predict_bytes(images).logits.argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_test_time_views_are_part_of_the_graph(trained: _Trained) -> None:
+    recipe = override(RECIPE, {"evaluation.tta": "mirror", "export.int8": False})
+    trained.export(recipe, trained.folder / "mirrored")
+    weights = trained.folder / "trained" / "weights.pt"
+    val = pixelset.load(trained.folder / "prepared").splits["val"]
+    plain = load_network(weights, RECIPE, len(CLASS_NAMES))
+    expected = (
+        reference_logits(plain, val.pixels, 1) + reference_logits(plain, val.pixels.rows(np.arange(90))[:, :, ::-1], 1)
+    ) / 2
+    package = model_package.load(trained.folder / "mirrored" / "package")
+    outputs = Classifier(package, "fp32", provider="cpu").predict_pixels(val.pixels.rows(np.arange(90)))
+    assert np.abs(outputs.logits - expected).max() < 1e-4
 
 
 def test_the_package_holds_the_golden_set_and_every_variant_is_proved_on_it(exported: tuple[Path, Exported]) -> None:

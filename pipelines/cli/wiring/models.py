@@ -14,24 +14,40 @@ _CODE = (
     "pipelines.steps.snapshot",
     "pipelines.steps.training_set",
     "pipelines.steps.prepare",
+    "pipelines.steps.prepare_embedded",
     "pipelines.steps.train",
     "pipelines.steps.export",
 )
 """What made a model, from the list of images to the package."""
+_TRAIN_SECTIONS = ("model", "training", "augmentation", "loading", "evaluation")
 
 
 def _prepare(ctx: StepContext) -> Prepared:
     from pipelines.steps.prepare import prepare
 
-    prepared = prepare(
-        ctx.one("training_set").folder / "training_set.parquet",
-        ctx.value("snapshot", Snapshotted).class_names,
-        ctx.storage,
-        ctx.recipe,
-        ctx.out,
-    )
+    training_set = ctx.one("training_set").folder / "training_set.parquet"
+    class_names = ctx.value("snapshot", Snapshotted).class_names
+    if ctx.recipe.training.mode == "head":
+        prepared = _prepare_embedded(ctx, training_set, class_names)
+    else:
+        prepared = prepare(training_set, class_names, ctx.storage, ctx.recipe, ctx.out)
     ctx.facts.update(num_images=prepared.num_train + prepared.num_val)
     return prepared
+
+
+def _prepare_embedded(ctx: StepContext, training_set: Path, class_names: tuple[str, ...]) -> Prepared:
+    from pipelines.cli.feature_stores import open_repository
+    from pipelines.steps.prepare_embedded import prepare_embedded
+
+    return prepare_embedded(
+        training_set=training_set,
+        snapshot_manifest=ctx.one("snapshot").folder / "manifest.parquet",
+        class_names=class_names,
+        storage=ctx.storage,
+        repository=open_repository(ctx.settings, ctx.recipe.name),
+        recipe=ctx.recipe,
+        out=ctx.out,
+    )
 
 
 def _train(ctx: StepContext) -> Trained:
@@ -102,13 +118,15 @@ def _checkpoints(ctx: StepContext, code: str) -> Path:
     from pipelines.core.recipe import digest_of
     from pipelines.core.results import digest_json
 
-    sections = [digest_of(ctx.recipe.model), digest_of(ctx.recipe.training), _weights(ctx.request)]
-    parts = [ctx.one("prepare").digest, *sections, code]
+    sections = [digest_of(getattr(ctx.recipe, section)) for section in _TRAIN_SECTIONS]
+    parts = [ctx.one("prepare").digest, *sections, _weights(ctx.request), code]
     return ctx.settings.home / "checkpoints" / digest_json(parts)[:32]
 
 
 def _layout(request: RunRequest) -> str:
-    """How the training images are to be stored; other changes of loading and augmentation need no new pixels."""
+    """How the training images are to be stored, or which embedding stands for them; other changes of loading and
+    augmentation need no new pixels.
+    """
     from pipelines.core.layout import choice
 
     return choice(request.recipe)
@@ -124,7 +142,7 @@ TRAINING_SPECS: tuple[StepSpec, ...] = (
     StepSpec(
         name="prepare",
         wire=_prepare,
-        roots=("pipelines.steps.prepare",),
+        roots=("pipelines.steps.prepare", "pipelines.steps.prepare_embedded", "pipelines.adapters.features"),
         upstream=("snapshot", "training_set"),
         sections=("preprocessing",),
         world=lambda _settings, _storage, request: _layout(request),
@@ -134,7 +152,7 @@ TRAINING_SPECS: tuple[StepSpec, ...] = (
         wire=_train,
         roots=("pipelines.steps.train",),
         upstream=("snapshot", "prepare"),
-        sections=("model", "training"),
+        sections=_TRAIN_SECTIONS,
         world=lambda _settings, _storage, request: _weights(request),
         compute=True,
     ),
@@ -143,7 +161,7 @@ TRAINING_SPECS: tuple[StepSpec, ...] = (
         wire=_export,
         roots=("pipelines.steps.export", "pipelines.adapters.quantization"),
         upstream=("snapshot", "prepare", "train"),
-        sections=("model", "export", "preprocessing"),
+        sections=("model", "evaluation", "export", "preprocessing"),
         compute=True,
     ),
 )

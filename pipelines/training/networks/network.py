@@ -67,6 +67,11 @@ class Network(nn.Module):
         logits, embedding = self.head(self.body(self._normalized(pixels_NHWC)))
         return logits, embedding
 
+    @property
+    def adapts(self) -> bool:
+        """Whether `initialize` does anything."""
+        return type(self.body).initialize is not Body.initialize
+
     def initialize(self, pixels_NHWC: Tensor) -> None:  # noqa: N803
         """Data-dependent start, from some training pixels uint8 [N, H, W, 3]; the same pixels give the same weights."""
         self.body.initialize(self._normalized(pixels_NHWC))

@@ -1,0 +1,150 @@
+"""Checkpoints: all that a training needs to go on as if nothing had happened.
+
+A folder holds the last two, `step-00001234-<16 hex digits>.pt`, and the weights of the best epochs that they name,
+`best-0007-<16 hex digits>.pt`. The digits begin the SHA-256 of the file's bytes, so that a torn or damaged file is told
+from a good one; the one before it then takes its place. Nothing but tensors, numbers, texts and containers of these is
+read (`weights_only`): a checkpoint executes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Any]
+Weights = Mapping[str, Tensor]
+
+_KEPT = 2
+_DIGITS = 16
+_SHARE_OF_TIME = 0.01
+_EPOCH_INTERVAL_S = 1.0
+_END_INTERVAL_S = 10.0
+"""Less than this is quicker done again than worth a file."""
+
+
+class Checkpoints:
+    """The checkpoints of one training, in a folder of its own, and when the next one is due."""
+
+    def __init__(self, folder: Path, fingerprint: str, interval_s: float) -> None:
+        """`fingerprint` says which training it is: what another has left is not taken up. With an interval of 0 s every
+        step is saved; otherwise saving takes at most a hundredth of the time.
+        """
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._interval_s = interval_s
+        self._saved_at = time.monotonic()
+        self._save_s = 0.0
+        self._kept: list[tuple[str, str]] = []
+        """File names of checkpoints, newest last, and of the best weights that each names."""
+
+    def is_due(self, *, epoch_over: bool = False, training_over: bool = False) -> bool:
+        """Whether saving pays now: within an epoch after the interval, at its end sooner."""
+        waited_s = time.monotonic() - self._saved_at
+        if not self._interval_s:
+            return True
+        if training_over:
+            return waited_s >= _END_INTERVAL_S
+        interval_s = _EPOCH_INTERVAL_S if epoch_over else self._interval_s
+        return waited_s >= max(interval_s, self._save_s / _SHARE_OF_TIME)
+
+    def save(self, step: int, state: State, best_epoch: int, best: Weights) -> None:
+        """Write a checkpoint after `step` steps, and the best weights where they are new (epoch 0: there are none).
+
+        A kill at any point leaves the checkpoints before as they were.
+        """
+        began = time.monotonic()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        stem = f"best-{best_epoch:04d}"
+        known = next((name for _, name in self._kept if name.startswith(stem)), "")
+        best_file = known or (_write(self._folder, stem, dict(best)) if best_epoch else "")
+        table = {**state, "fingerprint": self._fingerprint, "best_file": best_file}
+        name = _write(self._folder, f"step-{step:08d}", table)
+        self._kept = [*(one for one in self._kept if one[0] != name), (name, best_file)][-_KEPT:]
+        self._tidy()
+        self._saved_at = time.monotonic()
+        self._save_s = self._saved_at - began
+
+    def newest(self) -> tuple[bytes, bytes]:
+        """The newest good checkpoint of this training and its best weights, for `opened`; empty where there are none.
+
+        Warns of every file that is not what was written.
+        """
+        for path in sorted(self._folder.glob("step-*.pt"), reverse=True):
+            data = _read(path)
+            table = opened(data)
+            if table.get("fingerprint") != self._fingerprint:
+                continue
+            best = _read(self._folder / table["best_file"]) if table["best_file"] else b""
+            if table["best_file"] and not best:
+                continue
+            self._kept = [(path.name, table["best_file"])]
+            return data, best
+        return b"", b""
+
+    def _tidy(self) -> None:
+        """Remove what is neither kept nor named by what is kept, half-written files of killed processes included."""
+        kept = {name for names in self._kept for name in names}
+        for pattern in ("step-*", "best-*"):
+            for path in self._folder.glob(pattern):
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
+
+
+def opened(data: bytes) -> State:
+    """What `save` was given, on the CPU; empty for no bytes."""
+    return cast(State, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)) if data else {}
+
+
+class _Hashing:
+    """A file that knows the digest of what was written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write(folder: Path, stem: str, table: State) -> str:
+    """Write a file in one go, as far as anyone can see, and return its name."""
+    temporary = folder / f"{stem}.{os.getpid()}.partial"
+    try:
+        with temporary.open("wb") as file:
+            hashing = _Hashing(file)
+            torch.save(table, cast(IO[bytes], hashing))
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / f"{stem}-{hashing.sha256.hexdigest()[:_DIGITS]}.pt"
+        temporary.replace(path)
+        return path.name
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> bytes:
+    """The file's bytes; empty, with a warning, where they are not those that it is named after."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        log.warning("%s: unreadable checkpoint, taking the one before (%s)", path, error)
+        return b""
+    if hashlib.sha256(data).hexdigest()[:_DIGITS] != path.stem.rpartition("-")[2]:
+        log.warning("%s: damaged checkpoint, taking the one before", path)
+        return b""
+    return data
