@@ -123,6 +123,12 @@ def measure(data: bytes) -> tuple[int, int]:
         return (width, height) if _TURNS.get(_orientation(image)) in _SWAPS_SIDES else (height, width)
 
 
+def is_turned(data: bytes) -> bool:
+    """Whether pixels are stored otherwise than a person would see them. Raises what `decode` raises."""
+    with _only_image_errors(data), _opened(data) as image:
+        return _TURNS.get(_orientation(image)) is not None
+
+
 @contextmanager
 def _only_image_errors(data: bytes) -> Iterator[None]:
     if not data:

@@ -54,13 +54,13 @@ def write_training_set(folder: Path, counts: dict[str, int]) -> tuple[LocalStora
 
 
 def write_pixel_set(folder: Path, recipe: Recipe, photographs: list[bytes]) -> PixelSet:
-    """All of them as training images and the first four as validation images; each has its row as its label."""
+    """A folder named by the strategy: all of them as training images, each with its row as its label."""
     storage = LocalStorage(folder / "files")
     for number, data in enumerate(photographs):
         storage.write(f"{number:04d}", data)
     out = folder / recipe.loading.strategy
     out.mkdir()
-    splits = {name: _images(range(count)) for name, count in (("train", len(photographs)), ("val", 4))}
+    splits = {"train": _images(range(len(photographs))), "val": _images(range(0))}
     layouts = {"train": layout.training(recipe, len(photographs)), "val": layout.evaluation(recipe)}
     preparation.write(splits, layouts, storage, out, "mend it")
     names = [str(number) for number in range(len(photographs))]

@@ -84,7 +84,7 @@ class Loader:
         self._labels = torch.from_numpy(split.labels)
         self._failed_rows: set[int] = set()
         self._pools: list[ThreadPoolExecutor] = []
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._source = self._open()
 
     def batches(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:

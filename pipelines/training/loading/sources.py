@@ -136,7 +136,7 @@ def _replaced(pixels: Tensor, rows: Rows, good: np.ndarray) -> Rows:
     """Fill the places of images that do not decode with the next one that did, so that a batch keeps its shape."""
     usable = np.flatnonzero(good)
     if not len(usable):
-        raise UserError(f"none of {len(rows)} images of a batch decodes; `darkroom` ingest their intervals again")
+        raise UserError(f"none of {len(rows)} images of a batch decodes: their files are damaged; prepare them again")
     places = np.arange(len(rows))
     instead = usable[np.searchsorted(usable, places) % len(usable)]
     pixels[:] = pixels[torch.from_numpy(instead)]
