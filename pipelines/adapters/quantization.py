@@ -22,12 +22,14 @@ _OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Mul", "GlobalAveragePool", "MaxP
 class OnnxQuantizer:
     """Fulfils `core.ports.Quantizer`."""
 
-    def quantize(self, model: Path, out: Path, calibration_pixels_NHWC: Pixels) -> None:  # noqa: N803
+    def quantize(self, model: Path, out: Path, calibration_pixels_NHWC: Pixels) -> bool:  # noqa: N803
         """Symmetric int8, per channel for weights, ranges by the largest values seen in calibration."""
         import onnx
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
+        if all(node.op_type != "Conv" for node in onnx.load(model).graph.node):
+            return False
         logging.getLogger().addFilter(_without_advice)
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             prepared = Path(folder) / "prepared.onnx"
@@ -44,6 +46,7 @@ class OnnxQuantizer:
                 op_types_to_quantize=_OPERATORS,
                 nodes_to_exclude=_float_nodes(onnx.load(prepared)),
             )
+        return True
 
     def set_temperature(self, model: Path, temperature: float) -> None:
         """Divide the softmax's input by this temperature instead (a divisor of 1 has been optimized away)."""

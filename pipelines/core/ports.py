@@ -37,8 +37,11 @@ class Tracker(Protocol):
 class Quantizer(Protocol):
     """Makes the int8 variant of an fp32 ONNX file."""
 
-    def quantize(self, model: Path, out: Path, calibration_pixels_NHWC: Pixels) -> None:  # noqa: N803
-        """Write `out`, an int8 QDQ model with the same inputs and outputs. `calibration_pixels_NHWC`: [N, H, W, 3]."""
+    def quantize(self, model: Path, out: Path, calibration_pixels_NHWC: Pixels) -> bool:  # noqa: N803
+        """Write `out`, an int8 QDQ model with the same inputs and outputs. `calibration_pixels_NHWC`: [N, H, W, 3].
+
+        False, with nothing written, where the model has no convolution: there int8 would save nothing.
+        """
 
     def set_temperature(self, model: Path, temperature: float) -> None:
         """Change what divides the logits before the softmax, in place."""

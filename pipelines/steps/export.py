@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -79,11 +79,12 @@ def export(
     """
     data = pixelset.load(prepared)
     images = _Images(spec=PreprocessingSpec.from_json(data.preprocessing), read=read_image)
+    train = data.splits["train" if data.embedded is None else pixelset.CALIBRATION]
     work = _Work(
         recipe=recipe,
         folder=out / "package",
-        train=data.splits["train"],
-        held_out=_held_out(data.splits, images),
+        train=train,
+        held_out=_held_out(data.splits["val"], train, images),
         images=images,
         threads=recipe.training.threads,
     )
@@ -117,11 +118,11 @@ def export(
     return exported, work.latency_ms
 
 
-def _held_out(splits: Mapping[str, Split], images: _Images) -> Split:
+def _held_out(val: Split, train: Split, images: _Images) -> Split:
     """Validation images; where there are none, training images have to do."""
-    split = splits["val"] if len(splits["val"]) else splits["train"]
+    split = val if len(val) else train
     num_images = min(MAX_IMAGES, len(split))
-    if split is splits["val"]:
+    if split is val:
         pixels = split.pixels.first(num_images)
     else:
         pixels = DecodedImages([images.pixels(split, np.arange(num_images))])
@@ -140,7 +141,7 @@ def _export_fp32(work: _Work, weights: Path, num_classes: int) -> tuple[Parity, 
     expected = exporter.reference_logits(network, held_out.pixels, work.threads)
     work.temperatures["fp32"] = fit_temperature(expected, held_out.labels)
     path = work.folder / _FILES["fp32"]
-    exporter.export_onnx(network, work.temperatures["fp32"], recipe.preprocessing, path)
+    exporter.export_onnx(network, work.temperatures["fp32"], work.images.spec, path)
     work.runtimes["fp32"] = Runtime(path.read_bytes(), work.threads, provider="cpu")
     found = _logits(work.runtimes["fp32"], held_out)
     work.judged["fp32"] = variants.judge_fp32(found, held_out.labels)
@@ -179,7 +180,9 @@ def _export_int8(work: _Work, fp32: NDArray[np.float32], quantizer: Quantizer) -
         return
     path = work.folder / _FILES["int8"]
     chosen = np.linspace(0, len(work.train) - 1, min(bounds.num_calibration_images, len(work.train))).astype(np.int64)
-    quantizer.quantize(work.folder / _FILES["fp32"], path, work.images.pixels(work.train, chosen))
+    if not quantizer.quantize(work.folder / _FILES["fp32"], path, work.images.pixels(work.train, chosen)):
+        work.decisions["int8"] = "not made: there is no convolution to quantize"
+        return
     logits = _logits(Runtime(path.read_bytes(), work.threads, provider="cpu"), held_out)
     judged = variants.judge_int8(fp32, logits, held_out.labels, bounds)
     work.judged["int8"] = judged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipelines.core.errors import SourceError
+from pipelines.core.errors import SourceError, UserError
 from pipelines.core.pixelset import PixelSet, Split
 from pipelines.core.recipe import Recipe, digest_of
 from pipelines.training import devices, heads, networks
@@ -63,16 +64,23 @@ def train(
 
     On a CPU, and deterministic on a GPU, the files are the same bit for bit every time, interrupted or not. With
     `checkpoint_every_s` = 0 every step is saved. In a world of several processes the leading one writes the files and
-    has the observers. Raises SourceError for a pixel set without a training split, and what `Fit.run` raises.
+    has the observers. Raises SourceError for a pixel set without what the mode learns from, and what `Fit.run` raises.
     """
-    if "train" not in data.splits:
-        raise SourceError("the pixel set has no training split")
     world = world or World()
     compute = devices.prepare(recipe.training, world.local_rank)
     out.mkdir(parents=True, exist_ok=True)
     observers = [HistoryFile(out / HISTORY), *observers]
     if recipe.training.mode == "head":
-        return _head_result(heads.train(data, recipe, compute, out / WEIGHTS, observers), compute)
+        if world.size > 1:
+            raise UserError("training.mode = 'head': one process solves it in seconds; start it without torchrun")
+        clock = time.perf_counter()
+        history = heads.train(data, recipe, compute, out / WEIGHTS, observers)
+        return _head_result(history, compute, time.perf_counter() - clock)
+    if "train" not in data.splits:
+        raise SourceError(
+            f"training.mode = {recipe.training.mode!r}: the pixel set has no training images; take one that `prepare` "
+            "wrote for a recipe with this mode"
+        )
     torch.manual_seed(seed_of(recipe.training.seed, "network"))
     val = data.splits.get("val")
     fit = Fit(
@@ -107,7 +115,7 @@ def _result(fitted: Fitted, compute: devices.Compute) -> TrainingResult:
     )
 
 
-def _head_result(history: Sequence[Epoch], compute: devices.Compute) -> TrainingResult:
+def _head_result(history: Sequence[Epoch], compute: devices.Compute, seconds: float) -> TrainingResult:
     best = best_epoch(history)
     accuracy = history[best - 1].val_accuracy
     return TrainingResult(
@@ -120,7 +128,7 @@ def _head_result(history: Sequence[Epoch], compute: devices.Compute) -> Training
         strategy="",
         micro_batch=0,
         failures=(),
-        seconds=0.0,
+        seconds=seconds,
     )
 
 
