@@ -183,7 +183,17 @@ def registered(postgres_settings: Settings, tmp_path_factory: pytest.TempPathFac
             evaluated=evaluated,
             training_set=folder / "training_set.parquet",
             history=folder / "history.json",
-            trained=Trained(tracking_run_id="", epochs_run=1, best_epoch=1, val_accuracy=0.9, device="cpu"),
+            trained=Trained(
+                tracking_run_id="",
+                epochs_run=1,
+                best_epoch=1,
+                val_accuracy=0.9,
+                tta_accuracy=0.9,
+                device="cpu",
+                precision="fp32",
+                strategy="resident",
+                micro_batch=16,
+            ),
             compared=Compared(verdict="better", accepted=True, reason="r", champion_version=None, num_images=60),
         )
         made = register(candidate, RECIPE, registry, storage)

@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import os
+import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,11 @@ class Checkpoints:
         """
         for path in sorted(self._folder.glob("step-*.pt"), reverse=True):
             data = _read(path)
-            table = opened(data)
+            try:
+                table = opened(data)
+            except (pickle.UnpicklingError, RuntimeError):  # whole, but not written by `save`
+                log.warning("%s: not a checkpoint, taking the one before", path, exc_info=True)
+                continue
             if table.get("fingerprint") != self._fingerprint:
                 continue
             best = _read(self._folder / table["best_file"]) if table["best_file"] else b""

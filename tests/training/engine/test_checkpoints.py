@@ -1,0 +1,121 @@
+"""Checkpoint files: whole or not at all, the last two, the good one of them, and when they are due."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.training.engine import checkpoints as module
+from pipelines.training.engine.checkpoints import Checkpoints, opened
+
+WEIGHTS = {"weight": torch.arange(12.0).view(3, 4)}
+
+
+def _checkpoints(folder: Path, fingerprint: str = "this") -> Checkpoints:
+    return Checkpoints(folder, fingerprint, 0)
+
+
+def _saved(folder: Path, *steps: int, best_epoch: int = 0) -> None:
+    checkpoints = _checkpoints(folder)
+    for step in steps:
+        checkpoints.save(step, {"step": step, "network": WEIGHTS}, best_epoch, WEIGHTS)
+
+
+def _newest(folder: Path) -> int:
+    return int(opened(_checkpoints(folder).newest()[0]).get("step", 0))
+
+
+def test_the_last_two_are_kept_and_the_best_weights_once(tmp_path: Path) -> None:
+    _saved(tmp_path, 1, 2, 3, best_epoch=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.rpartition("-")[0] for name in names] == ["best-0001", "step-00000002", "step-00000003"]
+    state, best = _checkpoints(tmp_path).newest()
+    assert torch.equal(opened(state)["network"]["weight"], WEIGHTS["weight"])
+    assert torch.equal(opened(best)["weight"], WEIGHTS["weight"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
+@pytest.mark.parametrize("victim", ["step-00000003", "best-0002"])
+def test_a_damaged_file_is_refused_by_name_and_the_one_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, victim: str
+) -> None:
+    checkpoints = _checkpoints(tmp_path)
+    for step, best_epoch in ((1, 1), (2, 1), (3, 2)):
+        checkpoints.save(step, {"step": step}, best_epoch, {"weight": torch.full((2,), step)})
+    (path,) = tmp_path.glob(f"{victim}-*")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes({"cut": data[: len(data) // 2], "flipped": data, "emptied": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert _newest(tmp_path) == 2
+    assert path.name in caplog.text
+    # What was taken up, and what follows it, is what stays.
+    resumed = _checkpoints(tmp_path)
+    resumed.newest()
+    resumed.save(3, {"step": 3}, 2, {"weight": torch.full((2,), 3)})
+    caplog.clear()
+    assert _newest(tmp_path) == 3
+    assert not caplog.records
+
+
+def test_nothing_good_means_from_the_start(tmp_path: Path) -> None:
+    assert _checkpoints(tmp_path / "missing").newest() == (b"", b"")
+    (tmp_path / "step-00000001-0123456789abcdef.pt").write_bytes(b"torn")
+    assert _checkpoints(tmp_path).newest() == (b"", b"")
+    _saved(tmp_path, 1)
+    assert _checkpoints(tmp_path, "another").newest() == (b"", b"")
+
+
+def test_half_written_files_of_killed_processes_are_swept(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001.999999.partial").write_bytes(b"half")
+    _saved(tmp_path, 1)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
+
+
+class _Harmful:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_checkpoint_executes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = _checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, {"step": _Harmful(tmp_path / "executed")}, 0, {})
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest() == (b"", b"")
+    assert "not a checkpoint" in caplog.text
+    assert not (tmp_path / "executed").exists()
+
+
+def test_saving_takes_a_hundredth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    checkpoints = Checkpoints(tmp_path, "this", 30)
+    now[0] += 29
+    assert not checkpoints.is_due()
+    assert checkpoints.is_due(epoch_over=True)
+    now[0] += 1
+    assert checkpoints.is_due()
+
+    def slow(*_: object) -> str:
+        now[0] += 2
+        return "step"
+
+    monkeypatch.setattr(module, "_write", slow)
+    checkpoints.save(1, {}, 0, {})
+    now[0] += 199
+    assert not checkpoints.is_due()
+    assert not checkpoints.is_due(epoch_over=True)
+    assert checkpoints.is_due(training_over=True)
+    now[0] += 1
+    assert checkpoints.is_due()
+
+
+def test_an_interval_of_zero_saves_every_step(tmp_path: Path) -> None:
+    assert _checkpoints(tmp_path).is_due()
