@@ -34,6 +34,14 @@ class KillAfter(Observer):
             raise Killed
 
 
+class Count(Observer):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_step_end(self, step: int, num_steps: int) -> None:
+        self.steps.append(step)
+
+
 def _train(folder: Path, asked: Recipe, *observers: Observer, every_s: float = 0) -> TrainingResult:
     folder.mkdir(exist_ok=True)
     return train(
@@ -64,6 +72,26 @@ def test_a_cpu_run_repeats_bit_for_bit_and_so_does_an_interrupted_one(tmp_path: 
             _train(tmp_path / "broken", asked, KillAfter(step))
     _train(tmp_path / "broken", asked)
     assert _files(tmp_path / "again") == _files(tmp_path / "straight")
+    assert _files(tmp_path / "broken") == _files(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_torn_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    _train(tmp_path / "straight", recipe(), every_s=1e9)
+    with pytest.raises(Killed):
+        _train(tmp_path / "broken", recipe(), KillAfter(7))
+    newest = max((tmp_path / "broken" / "checkpoints").glob("step-*.pt"))
+    assert newest.name.startswith("step-00000006-")
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 3] ^= 16
+    newest.write_bytes(data[: len(data) // 3] if damage == "cut" else data)
+    counted = Count()
+    with caplog.at_level(logging.WARNING):
+        _train(tmp_path / "broken", recipe(), counted)
+    assert newest.name in caplog.text
+    assert counted.steps == list(range(6, 13))
     assert _files(tmp_path / "broken") == _files(tmp_path / "straight")
 
 
