@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from pipelines.core.embedding import CELLS, HUES, ORIENTATIONS, QUARTERS, SHAPE_SHARE, SIDE_PX, parse
@@ -44,6 +43,8 @@ class TorchvisionFeatures(nn.Module):
     std: Tensor
 
     def __init__(self, backbone: str, weights: Path | None) -> None:
+        import torchvision  # half a second that other trainings need not pay for
+
         super().__init__()
         if backbone not in torchvision.models.list_models(module=torchvision.models):
             raise ValueError(f"torchvision has no backbone {backbone!r}")

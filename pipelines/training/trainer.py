@@ -15,7 +15,7 @@ import torch
 from pipelines.core.errors import SourceError, UserError
 from pipelines.core.pixelset import PixelSet, Split
 from pipelines.core.recipe import Recipe, digest_of
-from pipelines.training import devices, networks
+from pipelines.training import devices, heads, networks
 from pipelines.training.engine.checkpoints import Checkpoints
 from pipelines.training.engine.distribution import World
 from pipelines.training.engine.fit import Fit, Fitted
