@@ -12,8 +12,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import report
-from harness import MIN_ROUNDS
+from bench import report
+from bench.harness import MIN_ROUNDS
 
 SECTIONS = ("one-core", "loader", "memory")
 
@@ -37,10 +37,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    import loading_memory
-    import loading_rates
+    from bench.loading import memory, rates
 
-    sections = {"one-core": loading_rates.one_core, "loader": loading_rates.loader, "memory": loading_memory.run}
+    sections = {"one-core": rates.one_core, "loader": rates.loader, "memory": memory.run}
     return report.run(sections, parse(arguments))
 
 

@@ -9,6 +9,7 @@
     paired      --data photographs: decoded shards against untouched files, --seeds pairs
     memory      --data photographs: peak host memory of a training
     airbench    GPU, --data CIFAR-10 with train/, val/ and test/, --airbench SCRIPT: side by side on the same pixels
+    splits      --data CIFAR-10 --out TAR: the chain's splits of it as train/, val/ and test/, for airbench elsewhere
     gpu-feed    GPU: the pipeline against a synthetic resident batch, and against torchvision's reference loop
 
 By default those that need no data. `--recipe FILE` and `--set JSON` change what is trained.
@@ -22,8 +23,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-import report
-from harness import MIN_ROUNDS
+from bench import report
+from bench.harness import MIN_ROUNDS
 
 MODULES = {
     "step-rate": "step_rate",
@@ -31,8 +32,9 @@ MODULES = {
     "cifar": "cifar",
     "clothing": "clothing",
     "paired": "paired",
-    "memory": "training_memory",
+    "memory": "memory",
     "airbench": "airbench",
+    "splits": "splits",
     "gpu-feed": "gpu_feed",
 }
 WITHOUT_DATA = ("step-rate", "tracking", "gpu-feed")
@@ -55,10 +57,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=128, help="step-rate, paired, tracking: px")
     parser.add_argument("--batch", type=int, default=64, help="step-rate: images a step")
     parser.add_argument("--steps", type=int, default=100, help="step-rate: of the loss curves")
-    parser.add_argument("--timed-steps", type=int, default=10, help="step-rate, gpu-feed: of one turn in a round")
+    parser.add_argument("--timed-steps", type=int, default=0, help="of a turn; by default 10, 50 of gpu-feed")
     parser.add_argument("--feed-batch", type=int, default=256, help="gpu-feed: images a step")
     parser.add_argument("--limit", type=int, default=0, help="most files of the data; 0 takes all")
     parser.add_argument("--airbench", default="", help="airbench94_muon.py of a checkout")
+    parser.add_argument("--out", default="", help="splits: the tar to write")
     parser.add_argument("--tiny", action="store_true", help="gpu-feed: run the code on a CPU; the figures mean nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args(arguments)
@@ -72,7 +75,7 @@ def section(name: str) -> report.Section:
     def run(options: argparse.Namespace) -> report.Report:
         seeds = options.seeds or {"paired": 5, "clothing": 1}.get(name, 3)
         chosen = argparse.Namespace(**{**vars(options), "seeds": seeds})
-        found: report.Report = importlib.import_module(MODULES[name]).run(chosen)
+        found: report.Report = importlib.import_module(f"bench.training.{MODULES[name]}").run(chosen)
         return found
 
     return run

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import reference
 import torch
-from harness import Interval, Rounds, interleave, progress
-from ours import OurLoop
-from photographs import find_or_make
-from pixel_sets import convert, recipe_for
-from report import Bar, Report, Table
 from torch import Tensor, nn
 
+from bench import reference
+from bench.harness import Interval, Rounds, interleave, progress
+from bench.ours import OurLoop
+from bench.photographs import find_or_make
+from bench.pixel_sets import convert, recipe_for
+from bench.report import Bar, Report, Table
 from pipelines.core.recipe import Recipe, override, to_dict
 from pipelines.core.workers import num_cores
 from pipelines.training.batch import Batch
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> Report:
         split = convert(found, recipe, work / "shards").split
         num_classes = len(found.class_names)
         batches = _batches(split, recipe, num_classes, options.steps)
-        rounds = _rates(split, recipe, num_classes, batches[: options.timed_steps], options)
+        rounds = _rates(split, recipe, num_classes, batches[: options.timed_steps or 10], options)
         curves = _curves(split, recipe, num_classes, batches)
     return _report(options, recipe, rounds, curves)
 
@@ -141,10 +141,13 @@ def _timed(count: int, work: Callable[[], object], *, deterministic: bool) -> Ca
     """Ours runs as the engine sets torch up, the default loop as torch comes; both with the same threads."""
 
     def run() -> float:
+        before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(deterministic)
         began = time.perf_counter()
         work()
-        return count / (time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        torch.use_deterministic_algorithms(before)
+        return count / seconds
 
     return run
 

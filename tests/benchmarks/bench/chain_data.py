@@ -61,13 +61,6 @@ class ChainData:
             run_id="train_classifier/benchmark",
         )
 
-    def split(self, name: str) -> tuple[list[str], np.ndarray]:
-        """Image ids and labels int64 [N] of a split, in the snapshot's order."""
-        rows = manifest.read(self.manifest, ["image_id", "label", "split"]).to_pylist()
-        positions = {label: place for place, label in enumerate(self.snapshotted.class_names)}
-        chosen = [one for one in rows if one["split"] == name]
-        return [one["image_id"] for one in chosen], np.array([positions[one["label"]] for one in chosen], np.int64)
-
 
 def take(uri: str, recipe: Recipe, work: Path) -> ChainData:
     """Ingest an undated source whole and snapshot it. Raises what the steps raise."""

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 import torchvision
-from photographs import Photograph
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
+
+from bench.photographs import Photograph
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from photographs import Photograph, Photographs
 
+from bench.photographs import Photograph, Photographs
 from pipelines.core import layout, pixelset, preparation
 from pipelines.core.layout import Layout
 from pipelines.core.pixelset import DecodedImages, EncodedImages, PixelSet, Split

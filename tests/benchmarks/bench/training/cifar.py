@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clocks import ClockTracker, Curve
-from harness import mean_interval, progress
-from report import REPOSITORY, Bar, Report, Table
 
+from bench.clocks import ClockTracker, Curve
+from bench.harness import mean_interval, progress
+from bench.report import REPOSITORY, Bar, Report, Table
 from pipelines.core import pixelset
 from pipelines.core import recipe as recipes
 from pipelines.core.recipe import Recipe, override
@@ -34,6 +34,8 @@ class Judged:
     test: float
     val_tta: float
     test_tta: float
+    points: list[tuple[float, float]]
+    """Seconds and validation accuracy, plain, after each epoch."""
 
 
 def load_recipe(options: argparse.Namespace, name: str) -> Recipe:
@@ -44,7 +46,7 @@ def load_recipe(options: argparse.Namespace, name: str) -> Recipe:
 
 def run(options: argparse.Namespace) -> Report:
     """Raises SourceError or UserError for data or a recipe that does not do."""
-    from chain_data import take  # the whole environment; other sections run where there is only torch
+    from bench.chain_data import take  # the whole environment; other sections run where there is only torch
 
     recipe = override(load_recipe(options, "cifar10"), {"export.int8": False})
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as folder:
@@ -96,6 +98,7 @@ def _seed(data: Any, prepared: Path, recipe: Recipe, seed: int) -> Judged:
         test=test,
         val_tta=val_tta,
         test_tta=test_tta,
+        points=curve.points,
     )
 
 
@@ -106,8 +109,7 @@ def _views(recipe: Recipe) -> list[str]:
 
 def _judge(data: Any, prepared: Path, out: Path, recipe: Recipe) -> tuple[float, float]:
     """Accuracy on val and test of the exported package: val by its pixels, test by the files' bytes."""
-    from chain_data import judge
-
+    from bench.chain_data import judge
     from pipelines.core import model_package
     from pipelines.core.inference import Classifier
 

@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.core.errors import DarkroomError
 from pipelines.core.workers import num_cores
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True, kw_only=True)

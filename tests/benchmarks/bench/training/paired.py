@@ -13,13 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import reference
-from clocks import EpochClock
-from harness import Interval, mean_interval, progress
-from ours import train_folder
-from photographs import Photographs, arrange, find
-from report import Bar, Report, Table
-
+from bench import reference
+from bench.clocks import EpochClock
+from bench.harness import Interval, mean_interval, progress
+from bench.ours import train_folder
+from bench.photographs import Photographs, arrange, find
+from bench.report import Bar, Report, Table
 from pipelines.core import recipe as recipes
 from pipelines.core.recipe import Recipe, from_dict, override, to_dict
 

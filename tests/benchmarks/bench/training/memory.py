@@ -11,11 +11,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from cifar import load_recipe
-from memory import Sample, sample
-from photographs import arrange, find
-from report import REPOSITORY, Report, Table
-
+from bench.memory import Sample, sample
+from bench.photographs import arrange, find
+from bench.report import REPOSITORY, Report, Table
+from bench.training.cifar import load_recipe
 from pipelines.core.errors import UserError
 from pipelines.core.recipe import Recipe, to_dict
 

@@ -21,11 +21,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from harness import Interval, Rounds, bootstrap, interleave
-from photographs import find_or_make
-from pixel_sets import convert, recipe_for
-from report import Bar, Report, Table
 
+from bench.harness import Interval, Rounds, bootstrap, interleave
+from bench.photographs import find_or_make
+from bench.pixel_sets import convert, recipe_for
+from bench.report import Bar, Report, Table
 from pipelines.core.pixelset import PixelSet
 from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe, override, to_dict

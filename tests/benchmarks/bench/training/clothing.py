@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import reference
-from cifar import curve_json, load_recipe
-from clocks import EpochClock
-from harness import progress
-from ours import train_folder
-from photographs import Photographs, arrange, find
-from report import Report, Table
-
+from bench import reference
+from bench.clocks import EpochClock
+from bench.harness import progress
+from bench.ours import train_folder
+from bench.photographs import Photographs, arrange, find
+from bench.report import Report, Table
+from bench.training.cifar import curve_json, load_recipe
 from pipelines.core.recipe import Recipe, override, to_dict
 from pipelines.core.workers import num_cores
 

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import reference
 import simplejpeg
 import torch
-from harness import Rounds, interleave
-from photographs import Photograph, Photographs, find
 from PIL import Image
-from pixel_sets import Converted, convert, encode, recipe_for
-from report import Bar, Report, Table
 
+from bench import reference
+from bench.harness import Rounds, interleave
+from bench.photographs import Photograph, Photographs, find
+from bench.pixel_sets import Converted, convert, encode, recipe_for
+from bench.report import Bar, Report, Table
 from pipelines.core.pixelset import DecodedImages, Split
 from pipelines.core.recipe import Recipe, override
 from pipelines.training.augmentation.draws import Draws, draw

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import progress
-from memory import Growth, Sample, growth, sample
-from photographs import Photographs, find_or_make
-from report import Report, Table
 
+from bench.harness import progress
+from bench.memory import Growth, Sample, growth, sample
+from bench.photographs import Photographs, find_or_make
+from bench.report import Bar, Report, Table
 from pipelines.core import pixelset
 from pipelines.core.recipe import Recipe, from_dict
 
@@ -103,7 +103,7 @@ def _child(job: Job) -> list[Sample]:
 
 def stream(job: Job) -> list[Sample]:
     """Train the first steps of an epoch; memory at 40 points of it."""
-    from ours import OurLoop
+    from bench.ours import OurLoop
 
     recipe = _recipe()
     data = pixelset.load(job.folder)
@@ -143,6 +143,14 @@ def _report(options: argparse.Namespace, distinct: int, runs: dict[str, list[Sam
             },
         },
         tables=[Table(title=title, columns=columns, rows=rows)],
+        bars=[
+            Bar(
+                what="growth from the middle on, MB",
+                bar=found["streaming"].tolerance_bytes / 1e6,
+                found=found["streaming"].grown_bytes / 1e6,
+                at_most=True,
+            )
+        ],
         notes=[f"the control that forgets {options.leak:,} bytes a step fails, as it must"],
     )
 

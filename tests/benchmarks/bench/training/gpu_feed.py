@@ -16,18 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import reference
 import torch
-from harness import Rounds, interleave
-from ours import OurLoop
-from photographs import Photographs, find_or_make
-from pixel_sets import convert, encode, recipe_for
-from report import Bar, Report, Table
 
+from bench import reference
+from bench.harness import Rounds, interleave
+from bench.ours import OurLoop
+from bench.photographs import Photographs, find_or_make
+from bench.pixel_sets import convert, encode, recipe_for
+from bench.report import Bar, Report, Table
 from pipelines.core.pixelset import Split
 from pipelines.core.recipe import Recipe, override
 from pipelines.core.workers import num_cores
 from pipelines.training.batch import Batch
+from pipelines.training.loading.loader import DEPTH
 
 FEED_BAR, REFERENCE_BAR = 0.9, 3.0
 
@@ -75,18 +76,22 @@ def _feed(
     began = time.perf_counter()
     mapped = override(recipe, {"loading.strategy": "mapped"})
     loop = OurLoop(splits["shards"], mapped, num_classes, device)
-    streaming = OurLoop(splits["JPEG"], recipe, num_classes, device, like=loop)
-    resident = next(loop.batches())
-    synthetic = replace(resident, pixels=torch.randint_like(resident.pixels, 256))
-    feeds: dict[str, Callable[[], Iterator[Batch]]] = {"shards": loop.batches, "JPEG": streaming.batches}
-    contenders = {name: _rate(loop, batches(), options.timed_steps) for name, batches in feeds.items()}
-    control = _rate(loop, _again(synthetic), options.timed_steps)
-    for one in (control, *contenders.values()):
-        one()
+    at_once = override(recipe, {"loading.strategy": "resident"})
+    feeds = {
+        "shards": loop,
+        "shards, resident": OurLoop(splits["shards"], at_once, num_classes, device, like=loop),
+        "JPEG": OurLoop(splits["JPEG"], recipe, num_classes, device, like=loop),
+    }
+    one = next(loop.batches())
+    synthetic = replace(one, pixels=torch.randint_like(one.pixels, 256))
+    contenders = {name: _rate(loop, feed.batches(), options, ahead=DEPTH + 1) for name, feed in feeds.items()}
+    control = _rate(loop, _again(synthetic), options)
+    for turn in (control, *contenders.values()):
+        turn()
     warm_s = time.perf_counter() - began
     rounds = interleave(contenders, control, rounds=options.rounds, strict=options.strict)
-    loop.close()
-    streaming.close()
+    for feed in feeds.values():
+        feed.close()
     return rounds, warm_s
 
 
@@ -95,14 +100,21 @@ def _again(batch: Batch) -> Iterator[Batch]:
         yield batch
 
 
-def _rate(loop: OurLoop, batches: Iterator[Batch], steps: int) -> Callable[[], float]:
-    """Images/s of so many steps; the batches go on where the last round stopped."""
+def _rate(
+    loop: OurLoop, batches: Iterator[Batch], options: argparse.Namespace, *, ahead: int = 0
+) -> Callable[[], float]:
+    """Images/s of so many steps; the batches go on where the last round stopped.
+
+    `ahead` of them may have been loaded while others had their turn: these are thrown away before the clock starts.
+    """
 
     def run() -> float:
         count = 0
+        for _ in range(ahead):
+            next(batches)
         _wait()
         began = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(_steps(options)):
             batch = next(batches)
             loop.step(batch)
             count += len(batch)
@@ -110,6 +122,10 @@ def _rate(loop: OurLoop, batches: Iterator[Batch], steps: int) -> Callable[[], f
         return count / (time.perf_counter() - began)
 
     return run
+
+
+def _steps(options: argparse.Namespace) -> int:
+    return options.timed_steps or 50
 
 
 def _wait() -> None:
@@ -129,13 +145,12 @@ def _beside(
     side, workers = recipe.preprocessing.height, 0 if options.tiny else num_cores()
     loader = reference.loader(found.files, reference.training_transform(side), recipe.training.batch_size, workers)
     contenders = {
-        "ours": _rate(ours, ours.batches(), options.timed_steps),
-        "reference": _their_rate(default, _endless(loader), options.timed_steps),
+        "ours": _rate(ours, ours.batches(), options, ahead=DEPTH + 1),
+        "reference": _their_rate(default, _endless(loader), options, ahead=2 * workers),
     }
-    resident = next(ours.batches())
-    control = _rate(ours, _again(resident), options.timed_steps)
-    for one in (control, *contenders.values()):
-        one()
+    control = _rate(ours, _again(next(ours.batches())), options)
+    for turn in (control, *contenders.values()):
+        turn()
     rounds = interleave(contenders, control, rounds=options.rounds, strict=options.strict)
     ours.close()
     return rounds
@@ -146,12 +161,16 @@ def _endless(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def _their_rate(loop: reference.DefaultLoop, batches: Iterator[Any], steps: int) -> Callable[[], float]:
+def _their_rate(
+    loop: reference.DefaultLoop, batches: Iterator[Any], options: argparse.Namespace, *, ahead: int
+) -> Callable[[], float]:
     def run() -> float:
         count = 0
+        for _ in range(ahead):
+            next(batches)
         _wait()
         began = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(_steps(options)):
             images, labels = next(batches)
             loop.step(images, labels).item()  # the script reads the loss after every step
             count += len(labels)

@@ -1,0 +1,1 @@
+"""What the benchmarks are made of: statistics, controls, our side, and a module for each section."""
