@@ -7,7 +7,8 @@ fast transform and upsampling; everything else by `core.preprocessing`, and all 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,6 @@ from torch.nn.functional import interpolate
 
 from pipelines.core.pixelset import Pixels
 from pipelines.core.preprocessing import MAX_BYTES, MAX_PIXELS, decode, is_turned
-
-try:
-    import simplejpeg
-except ImportError:
-    simplejpeg: Any = None  # type: ignore[no-redef]
 
 _ORIENTED = (b"Exif\0\0", b"http://ns.adobe.com/xap/")
 _METADATA_BYTES = 65_536
@@ -47,10 +43,11 @@ def decode_crop(
 
 def _image(data: bytes, size: tuple[int, int], box: Sequence[float], height: int, width: int) -> Pixels:
     """The whole image, uint8 [rows, columns, 3], no smaller than the crop needs unless the file is."""
-    if simplejpeg is not None and _is_plain_jpeg(data, size):
+    decode_jpeg = _decode_jpeg()
+    if decode_jpeg is not None and _is_plain_jpeg(data, size):
         reduction = _reduction(min(box[2] * size[0] / height, box[3] * size[1] / width))
         try:
-            found: Pixels = simplejpeg.decode_jpeg(
+            found: Pixels = decode_jpeg(
                 data,
                 fastdct=True,
                 fastupsample=True,
@@ -62,6 +59,16 @@ def _image(data: bytes, size: tuple[int, int], box: Sequence[float], height: int
             pass  # such as CMYK, or damage that the other decoder describes
     needed = (math.ceil(width / box[3]), math.ceil(height / box[2]))
     return np.array(decode(data, at_least=needed).image)
+
+
+@cache
+def _decode_jpeg() -> Callable[..., Any] | None:
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return None
+    found: Callable[..., Any] = decode_jpeg
+    return found
 
 
 def _reduction(scale: float) -> int:
