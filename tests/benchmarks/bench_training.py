@@ -52,6 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=15, help="clothing: of each side")
     parser.add_argument("--epochs", type=int, default=0, help="by default 12 of paired, 3 of tracking")
+    parser.add_argument("--held-out", type=float, default=0, help="paired: deal anew, this share validates")
     parser.add_argument("--rounds", type=int, default=MIN_ROUNDS, help="undisturbed rounds to keep")
     parser.add_argument("--lenient", dest="strict", action="store_false", help="keep disturbed rounds too")
     parser.add_argument("--side", type=int, default=128, help="step-rate, paired, tracking: px")

@@ -42,6 +42,8 @@ class OurLoop:
         self.device = device or compute.device
         self.loader = Loader(split, recipe, num_classes, self.device)
         self._num_taken = 0
+        self.network: networks.Network
+        self._stepper: Stepper
         if like is not None:
             self.network, self._stepper = like.network, like._stepper
             return

@@ -25,10 +25,6 @@ class Photograph:
     split: str
     """train, val or test."""
 
-    @property
-    def image_id(self) -> str:
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Photographs:
@@ -42,10 +38,21 @@ class Photographs:
     def counts(self) -> dict[str, int]:
         return {split: len(self.of(split)) for split in ("train", "val", "test")}
 
+    def resplit(self, val_share: float) -> Photographs:
+        """Training and validation images dealt anew by the digest of their names; 0 keeps the splits."""
+        if not val_share:
+            return self
+        files = [replace(one, split="val" if _draw(one) < val_share else "train") for one in self.files]
+        return replace(self, files=files)
+
     def limited(self, most: int) -> Photographs:
         """At most so many files, taken evenly, so that every class and split keeps its share; 0 keeps all."""
         step = max(1, -(-len(self.files) // most)) if most else 1
         return replace(self, files=self.files[::step])
+
+
+def _draw(one: Photograph) -> float:
+    return int.from_bytes(hashlib.sha256(one.path.name.encode()).digest()[:4]) / 2**32
 
 
 def find(data: str, work: Path) -> Photographs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def convert(found: Photographs, recipe: Recipe, folder: Path) -> Converted:
     )
 
 
-def _write(found: Photographs, splits: dict[str, list[Photograph]], layouts: dict[str, Layout], folder: Path) -> None:
+def _write(
+    found: Photographs, splits: Mapping[str, Sequence[Photograph]], layouts: dict[str, Layout], folder: Path
+) -> None:
     images = {
         split: Images(
             keys=[one.path.relative_to(found.folder).as_posix() for one in files],

@@ -84,7 +84,7 @@ class DefaultLoop:
         """One step on float [N, 3, H, W]; the loss, unread."""
         loss: Tensor = self.criterion(self.network(images.to(self.device)), labels.to(self.device))
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
 

@@ -10,7 +10,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from bench.harness import Rounds, interleave
 from bench.photographs import Photograph, Photographs, find
 from bench.pixel_sets import Converted, convert, encode, recipe_for
 from bench.report import Bar, Report, Table
-from pipelines.core.pixelset import DecodedImages, Split
+from pipelines.core.pixelset import DecodedImages
 from pipelines.core.recipe import Recipe, override
 from pipelines.training.augmentation.draws import Draws, draw
 from pipelines.training.augmentation.geometry import transform
@@ -194,20 +194,22 @@ def loader(options: argparse.Namespace) -> Report:
         num_bytes = reference.warm(found.files)
         shards = convert(found, recipe, Path(folder) / "shards")
         num_classes = len(found.class_names)
-        decoded = replace(shards.split, images=shards.training_images())
-        encoded = encode(found)
         mapped = override(recipe, {"loading.strategy": "mapped"})
         resident = override(recipe, {"loading.strategy": "resident"})
-        torch.set_num_threads(1)
+        ours = {
+            "photographs": Loader(encode(found), recipe, num_classes, torch.device("cpu")),
+            "shards, mapped": Loader(shards.split, mapped, num_classes, torch.device("cpu")),
+            "shards, resident": Loader(shards.split, resident, num_classes, torch.device("cpu")),
+        }
         contenders = {
             "reference": _their_loader(found, options, uint8=False),
             "reference, uint8": _their_loader(found, options, uint8=True),
-            "photographs": _our_loader(encoded, recipe, num_classes),
-            "shards, mapped": _our_loader(decoded, mapped, num_classes),
-            "shards, resident": _our_loader(decoded, resident, num_classes),
+            **{name: _our_epochs(batches) for name, batches in ours.items()},
         }
         work = Work(files=found.files, recipe=recipe, side=options.side)
         rounds = interleave(contenders, _rate(200, lambda: _bare(work)), rounds=options.rounds, strict=options.strict)
+        for batches in ours.values():
+            batches.close()
     rows = [[name, rounds.rate(name).text(digits=0), rounds.ratio(name, "reference").text()] for name in rounds.rates]
     title = f"{options.workers} workers, {len(found.files):,} files, {num_bytes / 1e6:,.0f} MB, {options.side} px"
     ratios: dict[str, Any] = {name: rounds.ratio(name, "reference").as_json() for name in rounds.rates}
@@ -224,9 +226,8 @@ def _their_loader(found: Photographs, options: argparse.Namespace, *, uint8: boo
     return _epochs(lambda: iter(batches))
 
 
-def _our_loader(split: Split, recipe: Recipe, num_classes: int) -> Callable[[], float]:
-    batches = Loader(split, recipe, num_classes, torch.device("cpu"))
-    return _epochs(lambda: ((batch.pixels, batch.labels) for batch in batches.batches(0)))
+def _our_epochs(loader: Loader) -> Callable[[], float]:
+    return _epochs(lambda: ((batch.pixels, batch.labels) for batch in loader.batches(0)))
 
 
 def _epochs(epoch: Callable[[], Any]) -> Callable[[], float]:

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> Report:
 def _prepare(data: Any, recipe: Recipe) -> Path:
     from pipelines.steps.prepare import prepare
 
-    out = data.work / "prepared"
+    out = Path(data.work) / "prepared"
     out.mkdir()
     prepare(data.training_set, data.snapshotted.class_names, data.storage, recipe, out)
     return out

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> Report:
     accuracies: dict[str, list[float]] = {name: [] for name in STRATEGIES}
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as place:
         work = Path(place)
-        found = find(options.data, work).limited(options.limit)
+        found = find(options.data, work).limited(options.limit).resplit(options.held_out)
         folder = arrange(found, work / "arranged")
         reference.warm(found.files)
         for seed in range(options.first_seed, options.first_seed + options.seeds):

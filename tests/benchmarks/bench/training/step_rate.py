@@ -100,7 +100,7 @@ class _Default:
         training = recipe.training
         decaying = [one for one in network.parameters() if one.ndim > 1]
         others = [one for one in network.parameters() if one.ndim <= 1]
-        groups = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
         self.loop = reference.DefaultLoop(network.train(), optimizer, torch.device("cpu"))
 
