@@ -95,6 +95,22 @@ def test_a_backfill_done_twice_changes_nothing(undisturbed: tuple[LivePlatform, 
     assert platform.end_state(summary) == before
 
 
+def test_a_head_on_stored_embeddings_is_a_recipe_away_and_serves_beside_it(
+    undisturbed: tuple[LivePlatform, dict[str, Any]],
+) -> None:
+    platform, _ = undisturbed
+    recipes = platform.home / "recipes"
+    recipes.mkdir(exist_ok=True)
+    (recipes / "digits-head.toml").write_text(
+        '[source]\nuri = "data/digits/dt=2024-01-01"\n[training]\nmode = "head"\nthreads = 1\n'
+    )
+    summary = platform.json("run", "--name", "digits-head", "--direct")
+    assert summary["accuracy_low"] > 0.7
+    assert summary["held_out_correct"] >= 8
+    answer = subprocess.run(["bash", "-c", summary["curl"]], capture_output=True, text=True, check=True)
+    assert '"model_name":"digits-head"' in answer.stdout.replace(" ", "")
+
+
 def test_every_prediction_leads_to_the_files_that_taught_it(
     undisturbed: tuple[LivePlatform, dict[str, Any]],
 ) -> None:

@@ -127,5 +127,5 @@ class LivePlatform:
             "package": package.content_digest,
             "accuracy": summary["accuracy"],
             "held_out": [(one["label"], one["predicted"]) for one in summary["held_out"]],
-            "versions": [(one["version"], one["aliases"]) for one in self.json("models")],
+            "versions": [(one["version"], one["aliases"]) for one in self.json("models") if one["name"] == "digits"],
         }
