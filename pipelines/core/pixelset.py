@@ -18,7 +18,8 @@ encoded:
 from __future__ import annotations
 
 import json
-import mmap
+import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,12 @@ class DecodedImages:
         """uint8 [len(rows), H, W, 3] in the order of `rows`, written to `out` where given."""
         found = np.empty((len(rows), self.height, self.width, 3), np.uint8) if out is None else out
         if len(self._shards) == 1:
-            np.take(self._shards[0], rows, axis=0, out=found)
+            np.take(self._shards[0], rows, axis=0, out=found, mode="clip")  # "raise" would write to a copy first
             return found
         shards = np.searchsorted(self._starts, rows, side="right") - 1
-        for shard in np.unique(shards):
-            places = np.flatnonzero(shards == shard)
-            found[places] = self._shards[shard][rows[places] - self._starts[shard]]
+        places = zip(shards.tolist(), (rows - self._starts[shards]).tolist(), strict=True)
+        for position, (shard, row) in enumerate(places):
+            found[position] = self._shards[shard][row]
         return found
 
     def first(self, num_images: int) -> DecodedImages:
@@ -89,10 +90,16 @@ class DecodedImages:
 
 
 class EncodedImages:
-    """Encoded files, to be decoded when they are used."""
+    """Encoded files, to be decoded when they are used. Safe to read from several threads.
 
-    def __init__(self, shards: Sequence[bytes | mmap.mmap], spans: NDArray[np.int64], sizes: Sizes) -> None:
-        self._shards = shards
+    Read and not mapped: a page that has to come from the disk would stop every thread of the interpreter, and mapped
+    pages would count as this process's memory until all of the set is in it.
+    """
+
+    def __init__(self, shards: Sequence[Path], spans: NDArray[np.int64], sizes: Sizes) -> None:
+        self._shards = [os.open(shard, os.O_RDONLY) for shard in shards]
+        for shard in self._shards:
+            weakref.finalize(self, os.close, shard)
         self._spans = spans
         self.sizes = sizes
         """int32 [N, 2]: height and width, px, after orientation."""
@@ -102,7 +109,7 @@ class EncodedImages:
 
     def data(self, row: int) -> bytes:
         shard, start, end = self._spans[row].tolist()
-        return bytes(self._shards[shard][start:end])
+        return os.pread(self._shards[shard], end - start, start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +284,8 @@ def _load_decoded(folder: Path, split: str, sizes: Sizes | None) -> DecodedImage
 def _load_encoded(folder: Path, split: str, spans: NDArray[np.int64], sizes: Sizes | None) -> EncodedImages:
     if sizes is None:
         raise IntegrityError(f"{_sizes(folder, split)}: missing")
-    shards: list[bytes | mmap.mmap] = []
-    for path in sorted(folder.glob(f"{split}-images-*.bin")):
-        with path.open("rb") as file:
-            shards.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b"")
-    ends = np.array([len(shard) for shard in shards], np.int64)
+    shards = sorted(folder.glob(f"{split}-images-*.bin"))
+    ends = np.array([path.stat().st_size for path in shards], np.int64)
     if len(spans) and (spans[:, 0].max() >= len(shards) or (spans[:, 2] > ends[spans[:, 0]]).any()):
         raise IntegrityError(f"{folder}: the images of split {split} are not all there")
     return EncodedImages(shards, spans, sizes)

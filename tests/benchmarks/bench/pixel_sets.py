@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,8 +103,12 @@ def encode(found: Photographs) -> Split:
     spans = np.stack([np.zeros(len(data), np.int64), ends - [len(one) for one in data], ends], axis=1)
     opened = [decode(one) for one in data]
     sizes = np.array([(one.height, one.width) for one in opened], np.int32)
+    with tempfile.TemporaryDirectory() as folder:
+        shard = Path(folder, "images.bin")
+        shard.write_bytes(b"".join(data))
+        images = EncodedImages([shard], spans, sizes)  # keeps it open
     return Split(
-        images=EncodedImages([b"".join(data)], spans, sizes),
+        images=images,
         labels=np.array([one.label for one in found.files], np.int64),
         weights=np.ones(len(data), np.float32),
         ids=[str(one.path) for one in found.files],
