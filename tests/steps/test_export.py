@@ -165,6 +165,26 @@ def test_an_export_repeats_bit_for_bit_and_holds_no_latency(trained: _Trained, e
     assert (first / "package" / "model.onnx").read_bytes() == (exported[0] / "package" / "model.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("changes", [{"augmentation.crop": "resized"}, {"loading.strategy": "stream"}])
+@pytest.mark.parametrize("counts", [{"train": 150, "val": 90}, {"train": 60}])
+def test_a_package_is_the_same_whatever_way_training_images_are_stored(
+    trained: _Trained, tmp_path: Path, changes: Mapping[str, str], counts: Mapping[str, int]
+) -> None:
+    """int8 is calibrated, and judged where there are no validation images, on pixels as serving makes them."""
+    storage, training_set = write_training_set(tmp_path, dict(counts))
+    (tmp_path / "trained").symlink_to(trained.folder / "trained")
+    digests = []
+    for number, recipe in enumerate((RECIPE, override(RECIPE, changes))):
+        (tmp_path / "prepared").mkdir()
+        prepare(training_set, CLASS_NAMES, storage, recipe, tmp_path / "prepared")
+        mine = _Trained(folder=tmp_path, storage=storage, value=trained.value, tracker=trained.tracker)
+        value, _ = mine.export(RECIPE, tmp_path / str(number))
+        assert "int8" in value.variants
+        digests.append(model_package.load(tmp_path / str(number) / "package").digest)
+        (tmp_path / "prepared").rename(tmp_path / f"prepared-{number}")
+    assert digests[0] == digests[1]
+
+
 def test_too_few_validation_images_leave_fp32_with_the_reason(trained: _Trained) -> None:
     out = trained.folder / "few"
     value, _ = trained.export(override(RECIPE, {"export.min_int8_images": 1000}), out)
