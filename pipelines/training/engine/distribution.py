@@ -120,7 +120,7 @@ class Replica:
             gc.collect()  # the former exchange is told of gradients as long as it lives
             # Statistics are exchanged by the batch norms themselves; other buffers do not change.
             self._wrapped = DistributedDataParallel(
-                self._forward, broadcast_buffers=False, gradient_as_bucket_view=True
+                self._forward, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
 
     def gathering(self) -> contextlib.AbstractContextManager[object]:

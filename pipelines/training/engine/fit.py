@@ -98,7 +98,7 @@ class Fit:
         training, device = self.recipe.training, self.compute.device
         network = self.network
         if self.world.size > 1:
-            synchronize(network)
+            synchronize(network, device)
         if not saved and network.adapts:
             network.initialize(samples(self.train, self.recipe.preprocessing))
         network.to(device)

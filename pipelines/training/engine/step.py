@@ -113,11 +113,12 @@ class Stepper:
                 "preprocessing.height and width"
             )
         self.micro_batch = max(_SMALLEST, self.micro_batch // 2)
-        log.warning(
-            "out of memory: going on with %d images at once, gradients added up to batches of %d",
-            self.micro_batch,
-            self.training.batch_size,
-        )
+        if self.replica.world.leads:
+            log.warning(
+                "out of memory: going on with %d images at once, gradients added up to batches of %d",
+                self.micro_batch,
+                self.training.batch_size,
+            )
 
     def _agree_on_micro_batch(self, batch: Batch) -> None:
         """Between processes: before images of a new size, each tries alone whether its memory suffices."""
@@ -125,7 +126,7 @@ class Stepper:
         while world.size > 1 and size_px > self.tried_px:
             self.statistics.save()
             part = split(batch, num_parts(batch.num_global, world.size, self.micro_batch))[0]
-            with each_alone():
+            with each_alone(self.network):
                 found = attempt(lambda part=part: self._try(part))  # type: ignore[misc]
             self.optimizers.zero_grad()
             self.statistics.restore()

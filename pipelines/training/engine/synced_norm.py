@@ -1,11 +1,11 @@
-"""Batch norm over the parts of a batch in several processes.
+"""Batch norm over the parts of a batch in several processes: torch's on GPUs, ours on CPUs, where torch has none.
 
-torch's own does this on GPUs only. On CPUs a process's sums are exchanged here, so that two processes on CPUs train as
-one would: with the statistics of the whole batch, forth and back.
+The same batch in two processes then trains as in one: with the statistics of the whole, forth and back.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -16,11 +16,46 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    """Takes the place of a batch norm of any dimension, with its parameters and statistics."""
+def synchronize(network: nn.Module, device: torch.device) -> None:
+    """Replace every batch norm below `network`, in place; weights, statistics and their names stay."""
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
+    for name, child in network.named_children():
+        if isinstance(child, _BatchNorm):
+            setattr(network, name, SyncedBatchNorm(child))
+        else:
+            synchronize(child, device)
 
-    alone = False
-    """True takes the statistics of this process's part; the same on all processes."""
+
+@contextmanager
+def each_alone(network: nn.Module) -> Iterator[None]:
+    """Within, no process waits for another in a batch norm; to be entered by all of them."""
+    ours = [module for module in network.modules() if isinstance(module, SyncedBatchNorm)]
+    torchs = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm)]
+    groups = [module.process_group for module in torchs]
+    for one in ours:
+        one.alone = True
+    for other in torchs:
+        other.process_group = _alone()
+    try:
+        yield
+    finally:
+        for one in ours:
+            one.alone = False
+        for other, group in zip(torchs, groups, strict=True):
+            other.process_group = group
+
+
+@functools.cache
+def _alone() -> dist.ProcessGroup:
+    """A group of this process only."""
+    group, _ = dist.new_subgroups(1)
+    return cast(dist.ProcessGroup, group)
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """Takes the place of a batch norm of any dimension, with its parameters and statistics."""
 
     def __init__(self, replaced: _BatchNorm) -> None:
         assert replaced.momentum is not None, "a mean over all batches is nobody's choice here"
@@ -28,31 +63,15 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         self.weight, self.bias = replaced.weight, replaced.bias
         self.running_mean, self.running_var = replaced.running_mean, replaced.running_var
         self.num_batches_tracked = replaced.num_batches_tracked
+        self.alone = False
         self.train(replaced.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        """Any number of dimensions."""
 
     def forward(self, features: Tensor) -> Tensor:
         if not self.training or self.alone:
-            return self._by_itself(features)
-        if features.is_cuda:
-            normalized: Tensor = super().forward(features)
-            return normalized
-        return self._together(features)
-
-    def _by_itself(self, features: Tensor) -> Tensor:
-        if self.training:
-            cast(Tensor, self.num_batches_tracked).add_(1)
-        return nn.functional.batch_norm(
-            features,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training,
-            cast(float, self.momentum),
-            self.eps,
-        )
-
-    def _together(self, features: Tensor) -> Tensor:
+            return super().forward(features)
         axes = [axis for axis in range(features.dim()) if axis != 1]
         shape = [1, -1] + [1] * (features.dim() - 2)
         values = features.float()
@@ -87,22 +106,3 @@ class _Total(torch.autograd.Function):
         total = gradient.clone()
         dist.all_reduce(total)
         return total
-
-
-def synchronize(network: nn.Module) -> None:
-    """Replace every batch norm below `network`, in place; weights, statistics and their names stay."""
-    for name, child in network.named_children():
-        if isinstance(child, _BatchNorm):
-            setattr(network, name, SyncedBatchNorm(child))
-        else:
-            synchronize(child)
-
-
-@contextmanager
-def each_alone() -> Iterator[None]:
-    """Within, no process waits for another in a batch norm."""
-    SyncedBatchNorm.alone = True
-    try:
-        yield
-    finally:
-        SyncedBatchNorm.alone = False
