@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipelines.core import pixelset
 from pipelines.core import recipe as recipes
-from pipelines.core.errors import DarkroomError
+from pipelines.core.errors import DarkroomError, UserError
 from pipelines.core.pixelset import PixelSet
 from pipelines.core.recipe import Recipe
 from pipelines.training import image_folder
@@ -56,6 +56,11 @@ def _data(options: argparse.Namespace, recipe: Recipe, world: distribution.World
     """The pixel set; where it is made here, the leading process makes it, then one on each machine without it."""
     if (options.data / pixelset.INDEX).is_file():
         return pixelset.load(options.data)
+    if recipe.training.mode == "head":
+        raise UserError(
+            f"training.mode = 'head': {options.data} holds no stored embeddings; take the folder that step `prepare` "
+            "wrote for a recipe with this mode"
+        )
     first = 0 if world.leads else 1 if world.local_rank == 0 else 2
     for _ in range(first):
         world.wait()
