@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.core.errors import DarkroomError, ImageError
 from pipelines.core.layout import Layout
 from pipelines.core.pixelset import PixelFiles
-from pipelines.core.storage import Storage, open_storage
+from pipelines.core.storage.interface import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,10 @@ class Row:
 
 
 def start(
-    store_uri: str, endpoint_url: str | None, layouts: Mapping[str, Layout], out: Path
+    open_storage: Callable[[], Storage], layouts: Mapping[str, Layout], out: Path
 ) -> Callable[[Sequence[Row]], list[str]]:
     """The function of one worker: decode rows into their places; a text for each that failed, empty for the others."""
-    storage = open_storage(store_uri, endpoint_url=endpoint_url)
+    storage = open_storage()
     files = {split: PixelFiles(out, split) for split in layouts}
 
     def decode(rows: Sequence[Row]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipelines.core.errors import DarkroomError, ImageError
 from pipelines.core.layout import Layout
 from pipelines.core.pixelset import EncodedWriter
 from pipelines.core.preprocessing import measure
-from pipelines.core.storage import Storage
+from pipelines.core.storage.interface import Storage
 from pipelines.core.workers import Workers, num_cores
 
 _CHUNK = 64
@@ -38,27 +38,38 @@ class Images:
         return len(self.ids)
 
 
-def write(splits: Mapping[str, Images], layouts: Mapping[str, Layout], storage: Storage, out: Path, mend: str) -> None:
+def write(
+    splits: Mapping[str, Images],
+    layouts: Mapping[str, Layout],
+    open_storage: Callable[[], Storage],
+    out: Path,
+    mend: str,
+) -> None:
     """Write the images of each split by its layout, and everything of a pixel set but its index.
 
+    `open_storage` is called in worker processes too, and has to survive the way there, as a partial of a class does.
     Memory does not grow with the number of images but for what `Images` holds. Raises DarkroomError naming the first
     image that cannot be read, with the `mend`.
     """
     for split, images in splits.items():
         pixelset.write_split(out, split, labels=images.labels, weights=images.weights, ids=images.ids)
         if layouts[split].encoded:
-            _copy(images, storage, EncodedWriter(out, split, len(images)), mend)
+            _copy(images, open_storage(), EncodedWriter(out, split, len(images)), mend)
     decoded = {split: layout for split, layout in layouts.items() if not layout.encoded}
     for split, layout in decoded.items():
         shape = (len(splits[split]), layout.spec.height, layout.spec.width)
         pixelset.create_pixels(out, split, *shape, whole=layout.whole)
-    _decode({split: splits[split] for split in decoded}, decoded, storage, out, mend)
+    _decode({split: splits[split] for split in decoded}, decoded, open_storage, out, mend)
 
 
 def _decode(
-    splits: Mapping[str, Images], layouts: Mapping[str, Layout], storage: Storage, out: Path, mend: str
+    splits: Mapping[str, Images],
+    layouts: Mapping[str, Layout],
+    open_storage: Callable[[], Storage],
+    out: Path,
+    mend: str,
 ) -> None:
-    arguments = (storage.uri, storage.endpoint_url, layouts, out)
+    arguments = (open_storage, layouts, out)
     if sum(map(len, splits.values())) <= _FEW:
         answers: Iterator[list[str]] = map(decoding.start(*arguments), _chunks(splits))
     else:

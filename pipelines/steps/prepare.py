@@ -14,7 +14,7 @@ from pipelines.core.datasets import blob_key
 from pipelines.core.errors import SourceError
 from pipelines.core.preparation import Images
 from pipelines.core.recipe import Recipe
-from pipelines.core.storage import Storage
+from pipelines.core.storage import Storage, opener_of
 from pipelines.core.values import Prepared
 
 _MEND = "ingest its interval again, or withdraw the image"
@@ -34,7 +34,7 @@ def prepare(training_set: Path, class_names: Sequence[str], storage: Storage, re
     if not counts["train"]:
         raise SourceError(f"{training_set}: no row of split 'train'; lower split.val_share and split.test_share")
     layouts = {"train": layout.training(recipe, counts["train"]), "val": layout.evaluation(recipe)}
-    preparation.write(splits, layouts, storage, out, _MEND)
+    preparation.write(splits, layouts, opener_of(storage), out, _MEND)
     pixelset.write_index(out, class_names=class_names, preprocessing=layouts["val"].spec.to_json(), splits=counts)
     return Prepared(num_train=counts["train"], num_val=counts["val"], class_names=tuple(class_names))
 

@@ -18,7 +18,7 @@ from pipelines.core.errors import NotFound, SourceError
 from pipelines.core.ports import FeatureRepository
 from pipelines.core.preparation import Images
 from pipelines.core.recipe import Preprocessing, Recipe
-from pipelines.core.storage import Storage
+from pipelines.core.storage import Storage, opener_of
 from pipelines.core.values import Prepared
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _write_pixels(
     splits = {pixelset.CALIBRATION: _images(train.take(chosen), labels), "val": _images(parts["val"], labels)}
     like = layout.evaluation(recipe)
     _tell_of_other_pixels(recipe)
-    preparation.write(splits, dict.fromkeys(splits, like), storage, out, _MEND)
+    preparation.write(splits, dict.fromkeys(splits, like), opener_of(storage), out, _MEND)
     counts = {split: len(images) for split, images in splits.items()}
     pixelset.write_index(out, class_names=class_names, preprocessing=like.spec.to_json(), splits=counts)
     every = _images(train, labels)

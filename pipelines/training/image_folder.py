@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipelines.core import layout, pixelset, preparation
@@ -15,7 +16,7 @@ from pipelines.core.errors import DarkroomError, SourceError
 from pipelines.core.pixelset import PixelSet
 from pipelines.core.preparation import Images
 from pipelines.core.recipe import Recipe, digest_of
-from pipelines.core.storage import LocalStorage
+from pipelines.core.storage.local import LocalStorage
 from pipelines.core.workers import num_cores
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -66,7 +67,7 @@ def _write(folder: Path, class_names: list[str], files: list[_File], recipe: Rec
     }
     layouts = {"train": layout.training(recipe, len(splits["train"])), "val": layout.evaluation(recipe)}
     try:
-        preparation.write(splits, layouts, LocalStorage(folder), out, "take it out of the folder")
+        preparation.write(splits, layouts, partial(LocalStorage, folder), out, "take it out of the folder")
     except DarkroomError as error:
         raise SourceError(str(error)) from error
     counts = {split: len(images) for split, images in splits.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def write_pixel_set(folder: Path, recipe: Recipe, photographs: list[bytes]) -> P
     out.mkdir()
     splits = {"train": _images(range(len(photographs))), "val": _images(range(0))}
     layouts = {"train": layout.training(recipe, len(photographs)), "val": layout.evaluation(recipe)}
-    preparation.write(splits, layouts, storage, out, "mend it")
+    preparation.write(splits, layouts, partial(LocalStorage, storage.root), out, "mend it")
     names = [str(number) for number in range(len(photographs))]
     counts = {name: len(images) for name, images in splits.items()}
     pixelset.write_index(out, class_names=names, preprocessing=layouts["val"].spec.to_json(), splits=counts)

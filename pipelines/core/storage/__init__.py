@@ -5,13 +5,15 @@ Keys are relative, '/'-separated. Every write is atomic: a reader sees the old o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pipelines.core.errors import SourceError
 from pipelines.core.storage.interface import Entry, Storage
 from pipelines.core.storage.local import LocalStorage
 
-__all__ = ["Entry", "LocalStorage", "Storage", "open_storage"]
+__all__ = ["Entry", "LocalStorage", "Storage", "open_storage", "opener_of"]
 
 
 def open_storage(uri: str, *, endpoint_url: str | None = None) -> Storage:
@@ -28,3 +30,8 @@ def open_storage(uri: str, *, endpoint_url: str | None = None) -> Storage:
     if "://" in uri:
         raise SourceError(f"{uri}: expected a folder or an s3:// prefix")
     return LocalStorage(Path(uri))
+
+
+def opener_of(storage: Storage) -> Callable[[], Storage]:
+    """Opens the same storage again, in another process too."""
+    return partial(open_storage, storage.uri, endpoint_url=storage.endpoint_url)

@@ -27,9 +27,16 @@ def choose(images: DecodedImages | EncodedImages, asked: str, device: torch.devi
             "loading.strategy = 'stream': the training images are stored decoded; prepare them again under this "
             "recipe, or set 'resident', 'mapped' or 'auto'"
         )
-    fits = images.num_bytes <= _RESIDENT_SHARE * _free_bytes(device)
+    if asked == "mapped":
+        return asked
+    needed, free = images.num_bytes, _free_bytes(device)
     if asked == "auto":
-        return "resident" if fits else "mapped"
+        return "resident" if needed <= _RESIDENT_SHARE * free else "mapped"
+    if needed > free and device.type == "cuda":  # on a CPU they are mapped all the same
+        raise RecipeError(
+            f"loading.strategy = 'resident': the training images take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of "
+            "the GPU are free; set 'mapped' or 'auto'"
+        )
     return asked
 
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def _write(
         )
         for split, files in splits.items()
     }
-    preparation.write(images, layouts, LocalStorage(found.folder), folder, "take it out of the folder")
+    preparation.write(images, layouts, partial(LocalStorage, found.folder), folder, "take it out of the folder")
 
 
 def encode(found: Photographs) -> Split:

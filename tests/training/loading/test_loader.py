@@ -20,6 +20,7 @@ from pipelines.core.recipe import Recipe, from_dict, override
 from pipelines.training.augmentation.geometry import side_at
 from pipelines.training.batch import Batch
 from pipelines.training.loading import Loader, loader
+from pipelines.training.loading.strategies import choose
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 42
@@ -200,6 +201,15 @@ def test_a_strategy_that_the_stored_images_cannot_satisfy_is_refused(splits: dic
         Loader(splits["stream"], _asking("mapped"), NUM_IMAGES, CPU)
     with pytest.raises(RecipeError, match=r"loading\.strategy = 'stream': .*prepare them again"):
         Loader(splits["mapped"], _asking("stream"), NUM_IMAGES, CPU)
+
+
+def test_images_that_do_not_fit_on_the_gpu_are_refused(
+    splits: dict[str, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.training.loading.strategies._free_bytes", lambda device: 1000)
+    with pytest.raises(RecipeError, match=r"loading\.strategy = 'resident': .* set 'mapped' or 'auto'"):
+        choose(splits["mapped"].images, "resident", torch.device("cuda"))
+    assert choose(splits["mapped"].images, "resident", CPU) == "resident"
 
 
 def test_auto_takes_what_is_stored_and_what_fits(splits: dict[str, Split], monkeypatch: pytest.MonkeyPatch) -> None:
