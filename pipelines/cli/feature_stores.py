@@ -60,9 +60,10 @@ def open_embedder(settings: Settings, storage: Storage, text: str) -> Embedder:
 def _package_embedder(settings: Settings, storage: Storage, digest: str, view: str) -> Embedder:
     """One of our own registered packages."""
     from pipelines.core import package_store
+    from pipelines.core.package_embedding import PackageEmbedder
 
     try:
-        return embedding.PackageEmbedder(package_store.get(storage, digest, settings.home / "cache"), view)
+        return PackageEmbedder(package_store.get(storage, digest, settings.home / "cache"), view)
     except NotFound as error:
         raise NotFound(
             f"features.embedding = 'package:{digest}': no registered package has this digest; see `darkroom models`"

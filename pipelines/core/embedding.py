@@ -10,11 +10,10 @@ clothing 57% are of the same class (51% uncentred), of CIFAR-10 39% (37%).
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,6 @@ import numpy.typing as npt
 from pipelines.core.errors import RecipeError
 from pipelines.core.features import HOG_COLOR
 from pipelines.core.recipe import Preprocessing
-
-if TYPE_CHECKING:
-    from pipelines.core.model_package import ModelPackage
 
 Pixels = npt.NDArray[np.uint8]
 """[N, H, W, 3] RGB."""
@@ -137,26 +133,8 @@ class HogColorV1:
             luma = np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
             shape = _spread(_edges(luma)) * np.float32(SHAPE_SHARE**0.5)
             colour = _spread(_colours(red, green, blue, luma)) * np.float32((1 - SHAPE_SHARE) ** 0.5)
-            rows[start : start + len(block)] = _unit(np.concatenate([shape, colour], axis=1))
+            rows[start : start + len(block)] = unit(np.concatenate([shape, colour], axis=1))
         return rows
-
-
-class PackageEmbedder:
-    """The embedding output of one of our own model packages, scaled to unit length."""
-
-    def __init__(self, package: ModelPackage, view: str) -> None:
-        from pipelines.core.inference import Classifier
-
-        self.view = view
-        self.height = package.preprocessing.height
-        self.width = package.preprocessing.width
-        self.fit = package.preprocessing.fit
-        self._classifier = Classifier(package, threads=len(os.sched_getaffinity(0)))
-        self.dim = self.embed(np.zeros((1, self.height, self.width, 3), np.uint8)).shape[1]
-
-    def embed(self, pixels: Pixels) -> Embeddings:
-        """Unit rows [N, dim] for uint8 [N, height, width, 3]."""
-        return _unit(self._classifier.predict_pixels(pixels).embedding.astype(np.float32))
 
 
 def _edges(luma: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -208,10 +186,11 @@ def _sums(plane: npt.NDArray[np.float32], cells: int) -> npt.NDArray[np.float32]
 def _spread(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Unit rows of the roots less their mean."""
     roots = np.sqrt(rows)
-    return _unit(roots - roots.mean(axis=1, keepdims=True))
+    return unit(roots - roots.mean(axis=1, keepdims=True))
 
 
-def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rows [N, D] of length 1; zeros stay."""
     length = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
     scaled: npt.NDArray[np.float32] = rows / np.maximum(length, np.float32(1e-12))
     return scaled

@@ -10,8 +10,9 @@ import pytest
 from example_packages import SIDE, write_package
 from small_datasets import COLOURS, picture
 
-from pipelines.core.embedding import HogColorV1, PackageEmbedder, parse, view_name
+from pipelines.core.embedding import HogColorV1, parse, view_name
 from pipelines.core.errors import RecipeError
+from pipelines.core.package_embedding import PackageEmbedder
 
 
 def _pixels(*pictures: object) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ def _copy(
     fragments: Sequence[ds.Fragment], starts: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], path: Path
 ) -> None:
     """Row numbers[i] of all fragments becomes row i of the file."""
-    out: npt.NDArray[np.float32] | None = None
+    out: np.memmap[Any, np.dtype[np.float32]] | None = None
     for fragment, start, end in zip(fragments, starts[:-1], starts[1:], strict=True):
         places = np.flatnonzero((start <= numbers) & (numbers < end))
         if not places.size:
