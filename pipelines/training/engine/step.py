@@ -71,7 +71,7 @@ class Stepper:
         self.statistics.save()
         while True:
             # Dropout and stochastic depth depend on seed and place, like all randomness here.
-            torch.manual_seed(seed_of(self.training.seed, "step", number, self.replica.world.rank))
+            self.compute.seed(seed_of(self.training.seed, "step", number, self.replica.world.rank))
             self.optimizers.zero_grad()
             loss = attempt(lambda: self._forth_and_back(batch))
             if loss is not None:

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def synchronize(network: nn.Module, device: torch.device) -> None:
     """Replace every batch norm below `network`, in place; weights, statistics and their names stay."""
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return
     for name, child in network.named_children():
         if isinstance(child, _BatchNorm):
@@ -51,7 +51,7 @@ def each_alone(network: nn.Module) -> Iterator[None]:
 def _alone() -> dist.ProcessGroup:
     """A group of this process only."""
     group, _ = dist.new_subgroups(1)
-    return cast(dist.ProcessGroup, group)
+    return group
 
 
 class SyncedBatchNorm(_BatchNorm):
