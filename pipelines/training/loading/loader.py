@@ -53,8 +53,8 @@ class Plan:
 class Loader:
     """Batches of a training split: every image once an epoch, the same ones after every restart.
 
-    What a batch holds is a function of recipe, split, epoch and step; strategy and number of processes change only
-    where and how it is fetched. Threads live from construction to `close`.
+    What a batch holds is a function of recipe, split, epoch and step; processes and strategy decide where and how it is
+    fetched. Only streaming has an order of its own, in blocks. Threads live from construction to `close`.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Loader:
         images, recipe, device = self._split.images, self._recipe, self._device
         if self.strategy == "resident":
             return Resident(self._split.pixels, recipe.augmentation, device)
-        workers = recipe.loading.workers or min(_MAX_WORKERS, max(1, num_cores() - 1))
+        workers = recipe.loading.workers or _num_workers(device, self._world_size)
         # Those of the second wait for those of the first; one pool could wait for itself.
         self._pools = [single_threaded_pool(workers, "load-images"), single_threaded_pool(DEPTH, "load-batches")]
         if isinstance(images, EncodedImages):
@@ -181,6 +181,12 @@ class Loader:
         self._failed_rows.add(row)
         self.failures.append(f"{self._split.ids[row]}: {reason}")
         log.warning("image %s does not decode and is replaced by another: %s", self._split.ids[row], reason)
+
+
+def _num_workers(device: torch.device, world_size: int) -> int:
+    """One less than this process's share of the cores: processes beyond the GPUs of this host are on others."""
+    here = min(world_size, torch.cuda.device_count()) if device.type == "cuda" else world_size
+    return min(_MAX_WORKERS, max(1, num_cores() // here - 1))
 
 
 def _hand_over(batch: Batch, ready: torch.cuda.Event) -> None:
