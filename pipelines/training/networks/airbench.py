@@ -43,7 +43,7 @@ class _Whitened(Body):
         """Set the first layer to the whitening of the images' patches (their covariance's eigenvectors, scaled)."""
         size = _NUM_WHITENED // 2
         products = torch.zeros((size, size), dtype=torch.float64)
-        for part in images.split(_CHUNK):
+        for part in torch.split(images, _CHUNK):
             patches = part.unfold(2, _PATCH, 1).unfold(3, _PATCH, 1).transpose(1, 3).reshape(-1, size)
             products += (patches.T @ patches / len(patches) * len(part)).double()
         variances, vectors = torch.linalg.eigh(products / len(images))
