@@ -79,7 +79,7 @@ def should_compile(choice: str, device: torch.device) -> bool:
     """Whether to use torch.compile: on a GPU, where its tools are. On 2 CPU cores it was slower than plain torch."""
     if choice != "auto":
         return choice == "on"
-    has_compiler = any(shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang") if name)
+    has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None and has_compiler
 
 
