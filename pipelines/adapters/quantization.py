@@ -17,6 +17,7 @@ _BATCH = 32
 _TEMPERATURE = "temperature_of_int8"
 # The softmax and what normalizes the pixels stay in float: cheap, and int8 would cost accuracy there.
 _OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Mul", "GlobalAveragePool", "MaxPool", "Relu", "Clip", "HardSwish"]
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
 class OnnxQuantizer:
@@ -68,11 +69,27 @@ class OnnxQuantizer:
 
 
 def _float_nodes(model: Any) -> list[str]:
-    """Names of the nodes that stay in float: before the first convolution, and the classifier itself."""
+    """Names of the nodes that stay in float: before the first convolution, and from the classifier on.
+
+    The classifier's product is not what makes the logits where a divisor, a shape or an average over views follows.
+    """
     nodes = list(model.graph.node)
     first = next(position for position, node in enumerate(nodes) if node.op_type == "Conv")
-    classifier = [node.name for node in nodes if "logits" in node.output]
-    return [node.name for node in nodes[:first]] + classifier
+    producers = {name: node for node in nodes for name in node.output}
+    names = [node.name for node in nodes[:first]]
+    waiting, seen = ["logits"], set()
+    while waiting:
+        tensor = waiting.pop()
+        if tensor in seen or tensor not in producers:
+            continue
+        seen.add(tensor)
+        node = producers[tensor]
+        names.append(node.name)
+        if node.op_type not in _PRODUCTS:
+            waiting += node.input
+        elif (before := producers.get(node.input[0])) and before.op_type == "Relu":
+            names.append(before.name)  # else its output would be rounded to eight bits on the way
+    return names
 
 
 class _Reader:
