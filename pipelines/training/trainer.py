@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipelines.core import starting_weights
 from pipelines.core.errors import SourceError, UserError
 from pipelines.core.pixelset import PixelSet, Split
 from pipelines.core.recipe import Recipe, digest_of
@@ -139,7 +140,7 @@ def fingerprint(data: PixelSet, recipe: Recipe) -> str:
     """
     sections = (recipe.model, recipe.training, recipe.augmentation, recipe.loading)
     parts: list[Any] = [digest_of(section) for section in sections]
-    parts.append(_sha256(Path(recipe.model.weights)) if recipe.model.weights else "")
+    parts.append(starting_weights.identity(recipe.model))
     parts += [list(data.class_names), dict(data.preprocessing), torch.__version__]
     sha256 = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for name, split in sorted(data.splits.items()):
@@ -154,8 +155,3 @@ def _add(sha256: Any, split: Split) -> None:
         sha256.update("\n".join(split.ids[start : start + _IDS_AT_ONCE]).encode())
     sha256.update(split.labels.tobytes())
     sha256.update(split.weights.tobytes())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +82,22 @@ def test_whitened_patches_are_uncorrelated_and_of_equal_size() -> None:
     assert variances.max() < 1.001
     assert variances[-6:].min() > 0.9  # the directions in which patches differ by more than noise
     assert (covariance - torch.diag(variances)).abs().max() < 0.01
+
+
+def test_the_largest_of_each_channel_is_torchs_and_has_a_way_back_that_repeats() -> None:
+    layers = networks.build(Model(backbone="airbench", embedding_dim=0, width=0.25), num_classes=4).body.layers
+    features = torch.randn(4, 64, 3, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(layers[-1](features), nn.functional.adaptive_max_pool2d(features, 1).flatten(1))
+    # Refused on a GPU in deterministic mode; no other pooling here is.
+    assert not any(isinstance(module, nn.AdaptiveMaxPool2d) for module in layers.modules())
+
+
+def test_weights_to_start_from_are_not_initialized_over(tmp_path: Path) -> None:
+    model = Model(backbone="airbench", embedding_dim=0, width=0.25)
+    network = networks.build(model, num_classes=4)
+    assert network.adapts
+    torch.save(network.state_dict(), tmp_path / "ours.pt")
+    assert not networks.build(replace(model, weights=str(tmp_path / "ours.pt")), num_classes=4).adapts
 
 
 def test_the_whitening_bias_is_frozen_when_its_time_is_over() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipelines.cli.registry import StepContext, StepSpec
 from pipelines.core.model_package import Lineage
-from pipelines.core.results import sha256_file
 from pipelines.core.runs import RunRequest
+from pipelines.core.starting_weights import identity
 from pipelines.core.values import Exported, Prepared, Snapshotted, Trained
 
 _CODE = (
@@ -119,7 +119,7 @@ def _checkpoints(ctx: StepContext, code: str) -> Path:
     from pipelines.core.results import digest_json
 
     sections = [digest_of(getattr(ctx.recipe, section)) for section in _TRAIN_SECTIONS]
-    parts = [ctx.one("prepare").digest, *sections, _weights(ctx.request), code]
+    parts = [ctx.one("prepare").digest, *sections, identity(ctx.recipe.model), code]
     return ctx.settings.home / "checkpoints" / digest_json(parts)[:32]
 
 
@@ -130,12 +130,6 @@ def _layout(request: RunRequest) -> str:
     from pipelines.core.layout import choice
 
     return choice(request.recipe)
-
-
-def _weights(request: RunRequest) -> str:
-    """SHA-256 of the weights that training starts from; empty for none, and for a file that the step will miss."""
-    path = Path(request.recipe.model.weights)
-    return sha256_file(path) if request.recipe.model.weights and path.is_file() else ""
 
 
 TRAINING_SPECS: tuple[StepSpec, ...] = (
@@ -153,7 +147,7 @@ TRAINING_SPECS: tuple[StepSpec, ...] = (
         roots=("pipelines.steps.train",),
         upstream=("snapshot", "prepare"),
         sections=_TRAIN_SECTIONS,
-        world=lambda _settings, _storage, request: _weights(request),
+        world=lambda _settings, _storage, request: identity(request.recipe.model),
         compute=True,
     ),
     StepSpec(

@@ -99,9 +99,9 @@ class Fit:
         network = self.network
         if self.world.size > 1:
             synchronize(network, device)
+        network.to(device)
         if not saved and network.adapts:
             network.initialize(samples(self.train, self.recipe.preprocessing))
-        network.to(device)
         stepper = Stepper(
             network=network,
             replica=Replica(network, compiled(network, self.recipe, device), self.world),

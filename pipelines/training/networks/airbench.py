@@ -35,18 +35,26 @@ def airbench(model: Model) -> Body:
     layers: list[nn.Module] = [whitening, nn.GELU()]
     for num_in, num_out in zip((_NUM_WHITENED, *widths[:-1]), widths, strict=True):
         layers.append(_pair(num_in, num_out))
-    return _Whitened(nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten()), widths[-1])
+    return _Whitened(nn.Sequential(*layers, _Largest()), widths[-1])
+
+
+class _Largest(nn.Module):
+    """The largest of each channel. torch's adaptive pooling has no deterministic way back on a GPU."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.amax((2, 3))
 
 
 class _Whitened(Body):
     def initialize(self, images: Tensor) -> None:
         """Set the first layer to the whitening of the images' patches (their covariance's eigenvectors, scaled)."""
         size = _NUM_WHITENED // 2
-        products = torch.zeros((size, size), dtype=torch.float64)
+        products = torch.zeros((size, size), dtype=torch.float64, device=images.device)
         for part in torch.split(images, _CHUNK):
             patches = part.unfold(2, _PATCH, 1).unfold(3, _PATCH, 1).transpose(1, 3).reshape(-1, size)
-            products += (patches.T @ patches / len(patches) * len(part)).double()
-        variances, vectors = torch.linalg.eigh(products / len(images))
+            patches = patches.double()  # in float32 a GPU would multiply with 10 bits
+            products += patches.T @ patches / len(patches) * len(part)
+        variances, vectors = (found.float() for found in torch.linalg.eigh(products / len(images)))
         filters = vectors.T.reshape(-1, 3, _PATCH, _PATCH) / (variances + _EPSILON).sqrt().view(-1, 1, 1, 1)
         whitening = self.layers[0]  # type: ignore[index]
         with torch.no_grad():

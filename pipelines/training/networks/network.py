@@ -61,6 +61,10 @@ class Network(nn.Module):
         self.scale_invariant = traits.scale_invariant
         self.summed_rates = None if embedding_dim else traits.summed_rates
         self.early = dict(traits.early)
+        self.has_weights = False
+        """Whether it starts from weights that were trained before."""
+        named = dict(self.named_parameters())
+        self._early = [(named[name], until) for name, until in traits.early.items()]
 
     def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """uint8 [N, H, W, 3] to logits [N, num classes] and embedding [N, D], the latter before any activation."""
@@ -69,18 +73,18 @@ class Network(nn.Module):
 
     @property
     def adapts(self) -> bool:
-        """Whether `initialize` does anything."""
-        return type(self.body).initialize is not Body.initialize
+        """Whether it is to be initialized: its start depends on data, and there are no weights that would be lost."""
+        return not self.has_weights and type(self.body).initialize is not Body.initialize
 
     def initialize(self, pixels_NHWC: Tensor) -> None:  # noqa: N803
         """Data-dependent start, from some training pixels uint8 [N, H, W, 3]; the same pixels give the same weights."""
-        self.body.initialize(self._normalized(pixels_NHWC))
+        self.body.initialize(self._normalized(pixels_NHWC.to(self.mean.device)))
 
     def set_progress(self, share: float) -> None:
         """Once their time is over, parameters in `early` stop asking for gradients, which shortens the way back."""
-        for name, parameter in self.named_parameters():
-            if name in self.early:
-                parameter.requires_grad_(share < self.early[name])
+        for parameter, until in self._early:
+            if parameter.requires_grad != (share < until):
+                parameter.requires_grad_(share < until)
 
     def blocks(self) -> list[list[nn.Parameter]]:
         """Trainable parameters by depth, from the input to the head."""

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from pipelines.core.errors import UserError
 from pipelines.core.recipe import Model
+from pipelines.core.starting_weights import path_of
 from pipelines.training.networks.network import Network
-
-TORCHVISION = "torchvision"
-"""The value of model.weights that stands for torchvision's published weights."""
 
 
 def load_weights(network: Network, model: Model) -> None:
@@ -21,7 +19,8 @@ def load_weights(network: Network, model: Model) -> None:
 
     Raises UserError for a file that cannot be read or does not fit.
     """
-    state = _published(model.backbone) if model.weights == TORCHVISION else _read(Path(model.weights).expanduser())
+    path = path_of(model)
+    state = _published(model.backbone) if path is None else _read(path)
     ours = any(key.startswith("body.") for key in state)
     target: nn.Module = network if ours else network.body.layers
     own = target.state_dict()
@@ -30,6 +29,7 @@ def load_weights(network: Network, model: Model) -> None:
     if missing:
         raise UserError(f"model.weights = {model.weights!r}: not of {model.backbone}, it lacks {missing[0]}")
     target.load_state_dict(fitting, strict=False)
+    network.has_weights = True
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -49,9 +49,9 @@ class OurLoop:
             return
         training = recipe.training
         self.network = networks.build(recipe.model, num_classes)
+        self.network.to(self.device)
         if self.network.adapts:
             self.network.initialize(samples(split, recipe.preprocessing))
-        self.network.to(self.device)
         self.network.train()
         self._stepper = Stepper(
             network=self.network,

@@ -15,6 +15,7 @@ from pipelines.core.errors import SourceError, UserError
 from pipelines.core.pixelset import PixelSet, Split
 from pipelines.core.recipe import Recipe, override
 from pipelines.training import networks, trainer
+from pipelines.training.networks import weights
 from pipelines.training.observers import History, Observer
 from pipelines.training.trainer import TrainingResult, train
 
@@ -141,6 +142,34 @@ def test_the_first_layer_whitens_the_training_images(tmp_path: Path) -> None:
     expected.initialize(torch.from_numpy(data.splits["train"].pixels.rows(np.arange(64))))
     trained = torch.load(tmp_path / "weights.pt", weights_only=True)
     assert torch.equal(trained["body.layers.0.weight"], expected.state_dict()["body.layers.0.weight"])
+
+
+def test_fine_tuning_keeps_the_first_layer_that_it_starts_from(tmp_path: Path) -> None:
+    asked = recipe(side=16, model={"backbone": "airbench", "embedding_dim": 0}, training={"epochs": 1})
+    torch.save(networks.build(asked.model, 2).state_dict(), tmp_path / "start.pt")
+    data, asked = striped(side=16), override(asked, {"model.weights": str(tmp_path / "start.pt")})
+    train(data, asked, tmp_path / "out", checkpoints=tmp_path / "checkpoints")
+    start, trained = (torch.load(tmp_path / name, weights_only=True) for name in ("start.pt", "out/weights.pt"))
+    assert torch.equal(trained["body.layers.0.weight"], start["body.layers.0.weight"])
+
+
+@pytest.mark.parametrize("named", ["torchvision", "~/start.pt"])
+def test_weights_that_are_no_plain_path_start_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    import torchvision
+
+    state = torchvision.models.mobilenet_v2(weights=None).state_dict()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(state, tmp_path / "start.pt")
+    monkeypatch.setattr(weights, "_published", lambda _: state)  # there is no network here
+    asked = recipe(
+        side=32,
+        model={"backbone": "mobilenet_v2", "weights": named},
+        training={"mode": "finetune", "epochs": 1, "batch_size": 4},
+    )
+    data = striped(num_train=4, num_val=2, side=32)
+    assert train(data, asked, tmp_path / "out", checkpoints=tmp_path / "checkpoints").epochs_run == 1
 
 
 def test_early_stopping_ends_it_and_processes_hear_of_it(tmp_path: Path) -> None:

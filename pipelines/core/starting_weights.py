@@ -1,0 +1,24 @@
+"""Which weights a training starts from: part of its identity, so it is told without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.core.recipe import Model
+from pipelines.core.results import sha256_file
+
+TORCHVISION = "torchvision"
+"""The value of model.weights that stands for torchvision's published weights."""
+
+
+def path_of(model: Model) -> Path | None:
+    """The file that model.weights names, `~` being the home folder; None where it names no file."""
+    return Path(model.weights).expanduser() if model.weights not in ("", TORCHVISION) else None
+
+
+def identity(model: Model) -> str:
+    """SHA-256 of the file, or TORCHVISION; empty for none, and for a missing file, which the training will refuse."""
+    path = path_of(model)
+    if path is None:
+        return model.weights
+    return sha256_file(path) if path.is_file() else ""
