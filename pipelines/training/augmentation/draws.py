@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.core.recipe import Augmentation
+from pipelines.core.recipe import Augmentation, Preprocessing
 from pipelines.training.randomness import seed_of
 
 _CROP_ASPECT = (3 / 4, 4 / 3)
@@ -46,16 +46,28 @@ class Draws:
 
 
 def draw(
-    rows: Tensor, sizes: Tensor, epoch: int, augmentation: Augmentation, generator: torch.Generator, seed: int
+    rows: Tensor,
+    sizes: Tensor,
+    epoch: int,
+    augmentation: Augmentation,
+    preprocessing: Preprocessing,
+    generator: torch.Generator,
+    seed: int,
 ) -> Draws:
     """Decisions for the images of a global batch.
 
     `rows` int64 [N] are rows of the split; `sizes` int32 [N, 2] the heights and widths, px, of the images that
-    boxes are shares of; `generator` is that of this step (CPU), `seed` the recipe's.
+    boxes are shares of; crops are stretched about as `preprocessing` stretches whole images for evaluation.
+    `generator` is that of this step (CPU), `seed` the recipe's.
     """
     num_images = len(rows)
     if augmentation.crop == "resized":
-        boxes = _crops(sizes, augmentation.min_area, generator)
+        aspects = (sizes[:, 1] / sizes[:, 0])[:, None]
+        if preprocessing.fit == "squash":
+            wanted = aspects  # evaluation stretches every image by its own aspect: crops keep to that
+        else:
+            wanted = torch.full_like(aspects, preprocessing.width / preprocessing.height)
+        boxes = _crops(aspects, wanted, augmentation.min_area, generator)
         offsets = torch.full((num_images, 2), 0.5)
     else:
         boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(num_images, 1)
@@ -68,25 +80,34 @@ def draw(
     )
 
 
-def _crops(sizes: Tensor, min_area: float, generator: torch.Generator) -> Tensor:
+def _crops(aspects: Tensor, wanted: Tensor, min_area: float, generator: torch.Generator) -> Tensor:
     """Boxes float32 [N, 4] as torchvision's RandomResizedCrop draws them (Szegedy et al. 2015, "Going deeper with
-    convolutions"): area uniform in [min_area, 1], log-uniform aspect; the first of ten tries that lies within the
-    image, else the largest centred box of an allowed aspect.
+    convolutions"), for outputs that need not be square: area uniform in [min_area, 1], aspect log-uniform about the
+    wanted one; the first of ten tries that lies within the image, else the largest centred box of an allowed aspect.
+
+    `aspects` and `wanted` [N, 1] are widths over heights of the images and of what is to be cut. Where the wanted shape
+    can take less of an image than a square can, areas are shares of so much less.
     """
-    num_images = len(sizes)
-    aspect_of_image = (sizes[:, 1] / sizes[:, 0])[:, None]
-    area = _uniform((num_images, _CROP_TRIES), min_area, 1.0, generator)
-    aspect = _log_uniform((num_images, _CROP_TRIES), _CROP_ASPECT, generator) / aspect_of_image
+    num_images = len(aspects)
+    relative = wanted / aspects
+    room = (_largest(relative) / _largest(1 / aspects)).clamp(max=1)
+    area = _uniform((num_images, _CROP_TRIES), min_area, 1.0, generator) * room
+    aspect = _log_uniform((num_images, _CROP_TRIES), _CROP_ASPECT, generator) * relative
     place = torch.rand(num_images, 2, generator=generator)
     tries = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=-1)
     fits = (tries <= 1).all(dim=-1)
     sides = tries[torch.arange(num_images), fits.int().argmax(dim=1)]
 
-    nearest = aspect_of_image.clamp(*_CROP_ASPECT) / aspect_of_image
+    nearest = (1 / relative).clamp(*_CROP_ASPECT) * relative
     largest = torch.cat([1 / nearest, nearest], dim=1).clamp(max=1)
     found = fits.any(dim=1, keepdim=True)
     sides = torch.where(found, sides, largest)
     return torch.cat([torch.where(found, place, 0.5) * (1 - sides), sides], dim=1)
+
+
+def _largest(relative: Tensor) -> Tensor:
+    """Share of an image that the largest box takes whose aspect over the image's own is this."""
+    return torch.minimum(relative, 1 / relative)
 
 
 def _mirrored(rows: Tensor, epoch: int, flip: str, generator: torch.Generator, seed: int) -> Tensor:

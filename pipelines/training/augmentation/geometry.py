@@ -28,6 +28,15 @@ def side_at(epoch: int, num_epochs: int, full: int, augmentation: Augmentation) 
     return min(full, multiple * max(1, int(full * share / multiple + 0.5)))
 
 
+def size_at(epoch: int, num_epochs: int, height: int, width: int, augmentation: Augmentation) -> tuple[int, int]:
+    """Height and width of training images in an epoch, px: the shorter by `side_at`, the other by the same factor, so
+    that objects keep their shape.
+    """
+    shorter = min(height, width)
+    factor = side_at(epoch, num_epochs, shorter, augmentation) / shorter
+    return round(height * factor), round(width * factor)
+
+
 def transform(pixels: Tensor, draws: Draws, augmentation: Augmentation, height: int, width: int) -> Tensor:
     """uint8 [N, H, W, 3] to a new uint8 [N, height, width, 3] on the same device: cropped or shifted, mirrored, erased.
 

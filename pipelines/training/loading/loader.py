@@ -21,7 +21,7 @@ from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe
 from pipelines.core.workers import num_cores
 from pipelines.training.augmentation.draws import Draws, draw
-from pipelines.training.augmentation.geometry import side_at
+from pipelines.training.augmentation.geometry import size_at
 from pipelines.training.augmentation.mixing import mix
 from pipelines.training.batch import Batch
 from pipelines.training.loading import order
@@ -132,15 +132,16 @@ class Loader:
         training, augmentation, spec = self._recipe.training, self._recipe.augmentation, self._recipe.preprocessing
         rows = shuffled[order.part(len(shuffled), self.steps_per_epoch, step)]
         random = generator(training.seed, "draws", epoch, step)
-        draws = draw(torch.from_numpy(rows), self._sizes(rows), epoch, augmentation, random, training.seed)
+        draws = draw(torch.from_numpy(rows), self._sizes(rows), epoch, augmentation, spec, random, training.seed)
+        height, width = size_at(epoch, training.epochs, spec.height, spec.width, augmentation)
         mine = order.part(len(rows), self._world_size, self._rank)
         return Plan(
             epoch=epoch,
             step=step,
             rows=rows[mine],
             draws=draws.part(mine),
-            height=side_at(epoch, training.epochs, spec.height, augmentation),
-            width=side_at(epoch, training.epochs, spec.width, augmentation),
+            height=height,
+            width=width,
             num_global=len(rows),
         )
 

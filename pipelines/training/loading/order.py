@@ -15,11 +15,12 @@ WINDOW = 64
 
 
 def num_batches(num_images: int, batch_size: int) -> int:
-    return -(-num_images // batch_size)
+    """So many that no batch is larger than asked for, but none of a single image, on which batch norm fails."""
+    return max(1, min(-(-num_images // batch_size), num_images // 2))
 
 
 def part(length: int, num_parts: int, index: int) -> slice:
-    """The index-th of nearly equal contiguous parts: batch norm fails on a last batch of one image."""
+    """The index-th of nearly equal contiguous parts."""
     size, longer = divmod(length, num_parts)
     start = index * size + min(index, longer)
     return slice(start, start + size + (index < longer))
@@ -35,7 +36,7 @@ def shuffled_in_blocks(num_images: int, seed: int, epoch: int, *, block: int = B
     """Every row once, int64 [N], such that reading stays near: blocks of neighbours in random order, and the images of
     `window` blocks mixed at a time."""
     random = generator(seed, "order", epoch)
-    blocks = torch.randperm(num_batches(num_images, block), generator=random).numpy()
+    blocks = torch.randperm(-(-num_images // block), generator=random).numpy()
     rows = (blocks[:, None] * block + np.arange(block)).reshape(-1)
     rows = rows[rows < num_images]
     for start in range(0, num_images, block * window):

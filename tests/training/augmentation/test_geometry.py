@@ -9,9 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.core.recipe import Augmentation
+from pipelines.core.recipe import Augmentation, Preprocessing
 from pipelines.training.augmentation.draws import Draws, draw
-from pipelines.training.augmentation.geometry import GREY, erase, erase_by_mask, pixel_shifts, side_at, transform
+from pipelines.training.augmentation.geometry import (
+    GREY,
+    erase,
+    erase_by_mask,
+    pixel_shifts,
+    side_at,
+    size_at,
+    transform,
+)
 from pipelines.training.augmentation.resampling import by_products, pixel_boxes, resample, scale
 from pipelines.training.randomness import generator
 
@@ -123,7 +131,7 @@ def test_products_give_what_one_by_one_gives(height: int, width: int, dtype: tor
     pixels = _photographs(32, 60, 48)
     sizes = torch.tensor([60, 48], dtype=torch.int32).expand(32, 2)
     augmentation = Augmentation(crop="resized", min_area=0.05, flip="random")
-    draws = draw(torch.arange(32), sizes, 0, augmentation, generator(0), 0)
+    draws = draw(torch.arange(32), sizes, 0, augmentation, Preprocessing(), generator(0), 0)
     boxes_px = pixel_boxes(draws.boxes, 60, 48)
     one_by_one = resample(pixels, boxes_px, draws.mirrored, height, width)
     by_product = by_products(pixels, boxes_px, draws.mirrored, height, width, dtype)
@@ -137,7 +145,7 @@ def test_parts_of_a_batch_come_out_as_in_the_whole() -> None:
     pixels, sizes = _photographs(12, 32, 32), torch.full((12, 2), 32, dtype=torch.int32)
     for crop in ("shift", "resized"):
         augmentation = Augmentation(crop=crop, erasing=0.5, border="reflect")
-        draws = draw(torch.arange(12), sizes, 0, augmentation, generator(0), 0)
+        draws = draw(torch.arange(12), sizes, 0, augmentation, Preprocessing(), generator(0), 0)
         whole = transform(pixels, draws, augmentation, 24, 24)
         parts = [transform(pixels[part], draws.part(part), augmentation, 24, 24) for part in (slice(5), slice(5, 12))]
         assert torch.equal(torch.cat(parts), whole)
@@ -150,3 +158,10 @@ def test_the_side_grows_to_full_at_two_thirds_of_the_epochs() -> None:
     assert [side_at(epoch, 5, 100, half) for epoch in range(5)] == [48, 64, 80, 96, 100]
     assert side_at(0, 1, 8, dataclasses.replace(half, start_size=0.25)) == 8
     assert {side_at(epoch, 4, 50, Augmentation()) for epoch in range(4)} == {50}
+
+
+def test_both_sides_grow_by_one_factor() -> None:
+    half = Augmentation(start_size=0.5)
+    assert [size_at(epoch, 12, 224, 448, half) for epoch in (0, 2, 8)] == [(112, 224), (144, 288), (224, 448)]
+    assert size_at(0, 6, 32, 40, half) == (16, 20)
+    assert size_at(0, 6, 40, 32, half) == (20, 16)

@@ -17,7 +17,7 @@ import torch
 from pipelines.core.errors import RecipeError, UserError
 from pipelines.core.pixelset import EncodedImages, Split
 from pipelines.core.recipe import Recipe, from_dict, override
-from pipelines.training.augmentation.geometry import side_at
+from pipelines.training.augmentation.geometry import size_at
 from pipelines.training.batch import Batch
 from pipelines.training.loading import Loader, loader
 from pipelines.training.loading.strategies import choose
@@ -133,7 +133,7 @@ def test_processes_share_the_batches_of_one(splits: dict[str, Split], strategy: 
 def test_images_grow_with_the_epochs(splits: dict[str, Split], strategy: str) -> None:
     recipe = _asking(strategy, **{"augmentation.start_size": 0.5})
     for epoch in (0, 3):
-        sides = tuple(side_at(epoch, 4, full, recipe.augmentation) for full in (24, 32))
+        sides = size_at(epoch, 4, 24, 32, recipe.augmentation)
         assert _batches(splits[strategy], recipe, epoch)[0].pixels.shape[1:3] == sides
     assert sides == (24, 32)
 

@@ -31,7 +31,8 @@ def test_blocks_keep_reading_near_and_still_mix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "batch_size", "expected"), [(33, 16, [11, 11, 11]), (10, 4, [4, 3, 3]), (5, 9, [5])]
+    ("num_images", "batch_size", "expected"),
+    [(33, 16, [11, 11, 11]), (10, 4, [4, 3, 3]), (5, 9, [5]), (5, 2, [3, 2]), (1, 2, [1])],
 )
 def test_batches_are_nearly_equal(num_images: int, batch_size: int, expected: list[int]) -> None:
     num_parts = order.num_batches(num_images, batch_size)

@@ -47,7 +47,7 @@ class Work:
 
     def draws(self, sizes: torch.Tensor) -> Draws:
         random = torch.Generator().manual_seed(0)
-        return draw(torch.arange(len(sizes)), sizes, 0, self.recipe.augmentation, random, 0)
+        return draw(torch.arange(len(sizes)), sizes, 0, self.recipe.augmentation, self.recipe.preprocessing, random, 0)
 
 
 def one_core(options: argparse.Namespace) -> Report:
