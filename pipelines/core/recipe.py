@@ -135,13 +135,16 @@ class Training:
     mode: str = option(
         "scratch",
         "'scratch' and 'finetune' train the whole network, 'finetune' from model.weights with layer-wise rates; 'head' "
-        "trains a linear head on the stored embeddings, in seconds; pixels are then those of the embedding, whatever "
-        "preprocessing says.",
+        "trains a linear head on the stored embeddings, in seconds. Of this section only weight_decay, "
+        "label_smoothing, class_balance, device, deterministic and threads then matter, of preprocessing, model, "
+        "augmentation and loading nothing: pixels are those of the embedding.",
         choices=("scratch", "finetune", "head"),
         form=True,
     )
     epochs: int = option(20, "Passes over the training split.", minimum=1, maximum=10_000, form=True)
-    batch_size: int = option(128, "Images an optimizer step.", minimum=1, maximum=65_536, form=True)
+    batch_size: int = option(
+        128, "Images an optimizer step; batch norm needs two.", minimum=2, maximum=65_536, form=True
+    )
     micro_batch: int = option(
         0,
         "Images a forward pass, gradients being accumulated over a batch; 0 takes the whole batch at once. Halved "
@@ -156,10 +159,18 @@ class Training:
         0.0, "Peak learning rate; 0 takes the optimizer's own.", minimum=0, maximum=10_000, form=True
     )
     weight_decay: float = option(
-        -1.0, "Decay of matrices and filters; -1 takes the optimizer's own.", minimum=-1, maximum=10
+        -1.0,
+        "Decay of matrices and filters; -1 takes the optimizer's own, and that of a head what validates best. 'muon' "
+        "sets the scale of filters where a batch norm follows every convolution: there only the head decays.",
+        minimum=-1,
+        maximum=10,
     )
     momentum: float = option(
-        -1.0, "Of 'sgd' (0.9) and 'muon' (0.6), with Nesterov's step; -1 takes these.", minimum=-1, maximum=0.999
+        -1.0,
+        "With Nesterov's step; -1 takes 0.9 for 'sgd', and for 'muon' 0.6 where a batch norm follows every convolution "
+        "and else 0.95. 'adamw' has its own.",
+        minimum=-1,
+        maximum=0.999,
     )
     schedule: str = option(
         "cosine",
@@ -213,17 +224,29 @@ class Augmentation:
     )
     shift_share: float = option(0.1, "Largest random shift as a share of the side.", minimum=0, maximum=0.5)
     border: str = option("edge", "What a shift fills in: the edge repeated, or mirrored.", choices=("edge", "reflect"))
-    min_area: float = option(0.25, "Smallest share of the image that 'resized' cuts.", minimum=0.01, maximum=1)
+    min_area: float = option(
+        0.25,
+        "Smallest share that 'resized' cuts of the image; of its largest part of the input's shape where that is long.",
+        minimum=0.01,
+        maximum=1,
+    )
     flip: str = option(
         "random",
         "Mirror left to right: 'none' (digits, text), 'random', or 'alternating': each image every second epoch.",
         choices=("none", "random", "alternating"),
     )
     erasing: float = option(0.0, "Share of images that lose a random rectangle.", minimum=0, maximum=1)
-    mixup: float = option(0.0, "Alpha of mixup (images blended in pairs); 0 mixes none.", minimum=0, maximum=10)
+    mixup: float = option(
+        0.0,
+        "Alpha of mixup (images blended in pairs, partners being in the same process's part of the batch); 0 mixes "
+        "none.",
+        minimum=0,
+        maximum=10,
+    )
     cutmix: float = option(
         0.0,
-        "Alpha of cutmix (a rectangle of another image); 0 mixes none. With mixup, each takes half the batches.",
+        "Alpha of cutmix (a rectangle of another image, of the same process's part); 0 mixes none. With mixup, each "
+        "takes half the batches.",
         minimum=0,
         maximum=10,
     )
@@ -254,7 +277,11 @@ class Loading:
         64.0, "'auto' streams a training split whose decoded pixels would take more than this.", minimum=0
     )
     workers: int = option(
-        0, "Threads that load ahead; 0 takes one less than the cores, at most 16.", minimum=0, maximum=256
+        0,
+        "Threads that load ahead for 'mapped' and 'stream'; 0 takes one less than this process's share of the host's "
+        "cores, at least 1 and at most 16.",
+        minimum=0,
+        maximum=256,
     )
 
 
@@ -362,10 +389,40 @@ def _check_training(recipe: Recipe) -> None:
         )
     if training.warmup_share + training.cooldown_share > 1 and training.schedule == "trapezoid":
         raise RecipeError("training.warmup_share + training.cooldown_share: must be at most 1")
-    if model.backbone == "airbench" and min(recipe.preprocessing.height, recipe.preprocessing.width) < 16:
-        raise RecipeError("model.backbone = 'airbench': preprocessing.height and width must be at least 16")
+    if training.mode == "head" and recipe.evaluation.tta != "none":
+        raise RecipeError(
+            f"evaluation.tta = {recipe.evaluation.tta!r}: must be 'none' with training.mode = 'head', which learns and "
+            "is judged on embeddings of the images as they are"
+        )
+    for key in ("weight_decay", "momentum"):
+        if -1 < getattr(training, key) < 0:
+            raise RecipeError(
+                f"training.{key} = {getattr(training, key)!r}: must be -1 (the optimizer's own) or positive"
+            )
+    if training.micro_batch == 1:
+        raise RecipeError("training.micro_batch = 1: must be 0 or at least 2, for batch norm needs two images")
+    if training.mode != "head":
+        _check_sides(recipe)
     if 0 < model.embedding_dim < 8:
         raise RecipeError(f"model.embedding_dim = {model.embedding_dim}: must be 0 or at least 8")
+
+
+_LEAST_SIDES_PX = {"airbench": 16, "convnext_tiny": 32}
+"""Below which a backbone has no pixel left to go on with."""
+
+
+def _check_sides(recipe: Recipe) -> None:
+    least = _LEAST_SIDES_PX.get(recipe.model.backbone, 0)
+    side, start = min(recipe.preprocessing.height, recipe.preprocessing.width), recipe.augmentation.start_size
+    if side < least:
+        raise RecipeError(
+            f"model.backbone = {recipe.model.backbone!r}: preprocessing.height and width must be at least {least}"
+        )
+    if side * start < least:
+        raise RecipeError(
+            f"augmentation.start_size = {start:g}: training would begin at {side * start:g} px, and model.backbone = "
+            f"{recipe.model.backbone!r} needs {least}; set {least / side:.2g} or more"
+        )
 
 
 def digest_of(section: Any) -> str:

@@ -48,6 +48,22 @@ def test_a_recipe_without_a_source_is_a_template(tmp_path: Path) -> None:
             {"name": "x1", "model": {"backbone": "airbench"}, "preprocessing": {"width": 8}},
             ["model.backbone = 'airbench'", "preprocessing", "16"],
         ),
+        (
+            {"name": "x1", "model": {"backbone": "convnext_tiny"}, "preprocessing": {"height": 24}},
+            ["model.backbone = 'convnext_tiny'", "at least 32"],
+        ),
+        (
+            {"name": "x1", "model": {"backbone": "airbench"}, "augmentation": {"start_size": 0.25}},
+            ["augmentation.start_size = 0.25", "8 px", "needs 16", "set 0.5 or more"],
+        ),
+        ({"name": "x1", "training": {"weight_decay": -0.01}}, ["training.weight_decay = -0.01", "must be -1"]),
+        ({"name": "x1", "training": {"momentum": -0.9}}, ["training.momentum = -0.9", "must be -1"]),
+        ({"name": "x1", "training": {"batch_size": 1}}, ["training.batch_size = 1", "at least 2"]),
+        ({"name": "x1", "training": {"micro_batch": 1}}, ["training.micro_batch = 1", "batch norm"]),
+        (
+            {"name": "x1", "training": {"mode": "head"}, "evaluation": {"tta": "mirror"}},
+            ["evaluation.tta = 'mirror'", "training.mode = 'head'"],
+        ),
         ({"name": "x1", "split": {"val_share": 0.5, "test_share": 0.5}}, ["split.val_share", "leave"]),
     ],
 )
