@@ -117,8 +117,11 @@ def decode(data: bytes, *, at_least: tuple[int, int] | None = None) -> Decoded:
 
 
 def measure(data: bytes) -> tuple[int, int]:
-    """Height and width, px, as a person would see the image, from its header alone. Raises what `decode` raises."""
+    """Height and width, px, as a person would see the image, from its header alone: only a PNG that tells its
+    orientation after its pixels is decoded. Raises what `decode` raises.
+    """
     with _only_image_errors(data), _opened(data) as image:
+        _read_late_metadata(image, data)
         width, height = image.size
         return (width, height) if _TURNS.get(_orientation(image)) in _SWAPS_SIDES else (height, width)
 
@@ -126,6 +129,7 @@ def measure(data: bytes) -> tuple[int, int]:
 def is_turned(data: bytes) -> bool:
     """Whether pixels are stored otherwise than a person would see them. Raises what `decode` raises."""
     with _only_image_errors(data), _opened(data) as image:
+        _read_late_metadata(image, data)
         return _TURNS.get(_orientation(image)) is not None
 
 
@@ -219,6 +223,15 @@ _SWAPS_SIDES = (
 )
 _ORIENTATION_TAG = 0x0112
 _MAY_ORIENT = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+
+
+_LATE_MARKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
+
+
+def _read_late_metadata(image: Image.Image, data: bytes) -> None:
+    """A PNG's orientation may follow its pixels, which Pillow reads first then."""
+    if image.format == "PNG" and any(mark in data for mark in _LATE_MARKS):
+        image.load()
 
 
 def _orientation(image: Image.Image) -> int:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from pipelines.core.errors import ImageError, IntegrityError, PlatformError
-from pipelines.core.preprocessing import MAX_BYTES, PreprocessingSpec, decode, preprocess, spec_of
+from pipelines.core.preprocessing import MAX_BYTES, PreprocessingSpec, decode, is_turned, measure, preprocess, spec_of
 from pipelines.core.recipe import Preprocessing
 
 CROP = PreprocessingSpec(height=16, width=16, fit="crop")
@@ -78,6 +78,26 @@ def test_exif_orientation(orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("place", ["before the pixels", "after the pixels"])
+@pytest.mark.parametrize("kind", ["eXIf", "XMP"])
+def test_sizes_are_those_of_the_decoded_image_wherever_a_png_tells_its_orientation(kind: str, place: str) -> None:
+    plain = encode(Image.new("RGB", (20, 10)), "PNG")
+    if kind == "eXIf":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        name, content = b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")
+    else:
+        name = b"iTXt"
+        content = b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    cut = plain.index(b"IDAT" if place == "before the pixels" else b"IEND") - 4
+    data = plain[:cut] + chunk + plain[cut:]
+    decoded = decode(data)
+    assert (decoded.height, decoded.width) == (20, 10) == measure(data)
+    assert is_turned(data)
+    assert measure(plain) == (10, 20)
+
+
 def test_a_damaged_exif_block_costs_only_the_orientation() -> None:
     data = encode(halves(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
     assert decode(data).width == 32
