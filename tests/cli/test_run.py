@@ -99,6 +99,42 @@ def test_a_template_of_that_name_is_filled_in(home_settings: Settings, tmp_path:
     assert data_recipe.ensure_recipe(home_settings, str(folder), "cifar10") == recipe
 
 
+_TEMPLATE = """
+[source] # whatever images there are
+timezone = "Europe/Berlin"
+dated = false
+
+[model]
+backbone = "resnet18"
+
+[schedule]
+cool_down_s = 5
+start_date = "2000-01-01"
+"""
+
+
+def test_a_template_takes_the_first_day_and_keeps_what_its_own_tables_say(
+    home_settings: Settings, tmp_path: Path
+) -> None:
+    for day in ("2023-05-02", "2023-05-01"):
+        _images(tmp_path / "days" / f"dt={day}", ("cat", "dog"), side=28)
+    (home_settings.home / "recipes").mkdir(parents=True, exist_ok=True)
+    (home_settings.home / "recipes" / "berlin.toml").write_text(_TEMPLATE)
+    for name in ("cifar10", "berlin"):
+        recipe = data_recipe.ensure_recipe(home_settings, str(tmp_path / "days"), name)
+        assert (recipe.source.uri, recipe.source.dated) == (str(tmp_path / "days"), True)
+        assert recipe.schedule.start_date == "2023-05-01"
+    assert (recipe.source.timezone, recipe.schedule.cool_down_s) == ("Europe/Berlin", 5)
+    assert recipe.model.backbone == "resnet18"
+
+
+def test_a_template_whose_source_is_no_table_says_how_to_write_it(home_settings: Settings, tmp_path: Path) -> None:
+    (home_settings.home / "recipes").mkdir(parents=True, exist_ok=True)
+    (home_settings.home / "recipes" / "inline.toml").write_text('source = { timezone = "UTC" }\n')
+    with pytest.raises(UserError, match=r"inline\.toml: .*\[source\]"):
+        data_recipe.ensure_recipe(home_settings, str(_images(tmp_path / "x", ("a", "b"), side=16)), "inline")
+
+
 def test_small_dated_glyphs_get_the_small_network_and_are_not_mirrored(home_settings: Settings, tmp_path: Path) -> None:
     for day in ("2023-05-01", "2023-05-02"):
         _images(tmp_path / "glyphs" / f"dt={day}", ("a", "b"), side=28)

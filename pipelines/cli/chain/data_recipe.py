@@ -6,6 +6,7 @@ import hashlib
 import math
 import random
 import re
+import tomllib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,13 @@ class Inspection:
     """Median of the shorter sides."""
 
     @property
+    def days(self) -> list[str]:
+        """YYYY-MM-DD, in order; empty for data without days."""
+        return sorted(interval for interval in self.intervals if interval[:1].isdigit())
+
+    @property
     def dated(self) -> bool:
-        return any(interval[:1].isdigit() for interval in self.intervals)
+        return bool(self.days)
 
 
 def name_of(uri: str) -> str:
@@ -81,9 +87,38 @@ def ensure_recipe(settings: Settings, data: str, name: str | None = None) -> Rec
 
 
 def _filled(template: Path, uri: str, found: Inspection) -> str:
-    """The template's text with its source."""
-    text = template.read_text("utf-8").rstrip()
-    return f"{text}\n\n[source]\nuri = {_quoted(uri)}\ndated = {str(found.dated).lower()}\n"
+    """The template's text with its source and, for dated data, the day they begin on.
+
+    Raises UserError where the text has these sections in a form that keys cannot be put into.
+    """
+    text = template.read_text("utf-8")
+    text = _with_keys(text, "source", {"uri": _quoted(uri), "dated": str(found.dated).lower()})
+    if found.dated:
+        text = _with_keys(text, "schedule", {"start_date": _quoted(found.days[0])})
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(
+            f"{template}: where to write source.uri is not clear ({error}); give source and schedule as tables of "
+            "their own, [source] and [schedule], or leave them out"
+        ) from error
+    return text
+
+
+def _with_keys(text: str, table: str, keys: Mapping[str, str]) -> str:
+    """TOML with these keys in this table, in the place of those that it had."""
+    lines = text.rstrip().splitlines()
+    added = [f"{key} = {value}" for key, value in keys.items()]
+    header = re.compile(rf"\s*\[\s*{table}\s*\]\s*(#.*)?$")
+    start = next((number for number, line in enumerate(lines) if header.match(line)), None)
+    if start is None:
+        return "\n".join([*lines, "", f"[{table}]", *added, ""])
+    end = next(
+        (number for number in range(start + 1, len(lines)) if lines[number].lstrip().startswith("[")), len(lines)
+    )
+    replaced = re.compile(rf"\s*({'|'.join(keys)})\s*=")
+    kept = [line for line in lines[start + 1 : end] if not replaced.match(line)]
+    return "\n".join([*lines[: start + 1], *added, *kept, *lines[end:], ""])
 
 
 def _own_name(uri: str, registered: Mapping[str, Recipe]) -> str:
@@ -164,8 +199,7 @@ def compose(name: str, uri: str, found: Inspection) -> str:
     epochs = max(3, min(60, round(size.samples / max(1, found.num_images * 0.7))))
     # Digits, letters and such mean something else when mirrored.
     glyphs = all(len(label) == 1 for label in found.class_names)
-    days = [interval for interval in found.intervals if interval[:1].isdigit()]
-    schedule = f'\n[schedule]\nstart_date = "{days[0]}"\n' if days else ""
+    schedule = f'\n[schedule]\nstart_date = "{found.days[0]}"\n' if found.dated else ""
     margin = _margin(found.num_images)
     return f"""\
 # {found.num_images:,} images of {len(found.class_names)} classes, typically {found.side_px} px on the shorter side.
