@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 DEPTH = 2
 """Batches under way while one is computed on."""
 _MAX_WORKERS = 16
+_SPARE_PARTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +49,18 @@ class Plan:
     height: int
     width: int
     num_global: int
+    spare: Rows
+    """Those that come next in the epoch, should none of `rows` decode."""
 
 
 class Loader:
     """Batches of a training split: every image once an epoch, the same ones after every restart.
 
-    What a batch holds is a function of recipe, split, epoch and step; processes and strategy decide where and how it is
-    fetched. Only streaming has an order of its own, in blocks. Threads live from construction to `close`.
+    Which images a batch holds, and how each is cut, shifted, mirrored and erased, is a function of recipe, split, epoch
+    and step; processes and strategy decide where and how it is fetched. Two exceptions: streaming has an order of its
+    own, in blocks, and mixup and cutmix find partners within a process's part, so that what is mixed with what depends
+    on the number of processes. So does what takes the place of an image that does not decode. Threads live from
+    construction to `close`.
     """
 
     def __init__(
@@ -90,7 +96,7 @@ class Loader:
     def batches(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """The epoch's batches from step `first` on. What does not decode is replaced and told in `failures`.
 
-        Raises UserError where no image of a batch decodes.
+        Raises UserError where no image of a batch decodes, nor of those that follow.
         """
         rows = self._order(epoch)
         steps = range(first, self.steps_per_epoch)
@@ -130,11 +136,13 @@ class Loader:
     def _plan(self, shuffled: Rows, epoch: int, step: int) -> Plan:
         """Drawn for the step's images of all processes, then cut to this one's."""
         training, augmentation, spec = self._recipe.training, self._recipe.augmentation, self._recipe.preprocessing
-        rows = shuffled[order.part(len(shuffled), self.steps_per_epoch, step)]
+        place = order.part(len(shuffled), self.steps_per_epoch, step)
+        rows = shuffled[place]
         random = generator(training.seed, "draws", epoch, step)
         draws = draw(torch.from_numpy(rows), self._sizes(rows), epoch, augmentation, spec, random, training.seed)
         height, width = size_at(epoch, training.epochs, spec.height, spec.width, augmentation)
         mine = order.part(len(rows), self._world_size, self._rank)
+        stop, num_mine = place.stop, mine.stop - mine.start
         return Plan(
             epoch=epoch,
             step=step,
@@ -143,6 +151,7 @@ class Loader:
             height=height,
             width=width,
             num_global=len(rows),
+            spare=shuffled[np.arange(stop, stop + _SPARE_PARTS * num_mine) % len(shuffled)],
         )
 
     def _sizes(self, rows: Rows) -> Tensor:
@@ -153,7 +162,7 @@ class Loader:
         return torch.tensor([[height, width]], dtype=torch.int32).expand(len(rows), 2)
 
     def _fetch(self, plan: Plan) -> Batch:
-        pixels, rows = self._source.fetch(plan.rows, plan.draws, plan.height, plan.width)
+        pixels, rows = self._source.fetch(plan.rows, plan.draws, plan.height, plan.width, plan.spare)
         chosen = torch.from_numpy(rows)
         batch = Batch(
             pixels=pixels,

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.core.errors import ImageError, UserError
@@ -27,9 +28,10 @@ _CHUNK = 8
 
 
 class Source(Protocol):
-    def fetch(self, rows: Rows, draws: Draws, height: int, width: int) -> tuple[Tensor, Rows]:
+    def fetch(self, rows: Rows, draws: Draws, height: int, width: int, spare: Rows) -> tuple[Tensor, Rows]:
         """Augmented pixels uint8 [N, height, width, 3] on the device, and the rows that they are of: those asked for,
-        but for images that do not decode. Safe to call from several threads.
+        but for images that do not decode; where none of them does, some of the `spare` ones, a multiple of N. Safe to
+        call from several threads.
         """
         ...
 
@@ -43,7 +45,14 @@ class Resident:
         self._device = device
         self._pixels = _upload(images, device) if device.type == "cuda" else None
 
-    def fetch(self, rows: Rows, draws: Draws, height: int, width: int) -> tuple[Tensor, Rows]:
+    def fetch(
+        self,
+        rows: Rows,
+        draws: Draws,
+        height: int,
+        width: int,
+        spare: Rows,  # noqa: ARG002 (decoded ones are whole)
+    ) -> tuple[Tensor, Rows]:
         if self._pixels is None:
             pixels = torch.from_numpy(self._images.rows(rows))
         else:
@@ -63,7 +72,14 @@ class Mapped:
         self._device = device
         self._pool = pool
 
-    def fetch(self, rows: Rows, draws: Draws, height: int, width: int) -> tuple[Tensor, Rows]:
+    def fetch(
+        self,
+        rows: Rows,
+        draws: Draws,
+        height: int,
+        width: int,
+        spare: Rows,  # noqa: ARG002 (decoded ones are whole)
+    ) -> tuple[Tensor, Rows]:
         on_gpu = self._device.type == "cuda"
         sides = (self._images.height, self._images.width) if on_gpu else (height, width)
         pixels = torch.empty((len(rows), *sides, 3), dtype=torch.uint8, pin_memory=on_gpu)
@@ -102,10 +118,25 @@ class Stream:
         self._pool = pool
         self._failed = failed
 
-    def fetch(self, rows: Rows, draws: Draws, height: int, width: int) -> tuple[Tensor, Rows]:
+    def fetch(self, rows: Rows, draws: Draws, height: int, width: int, spare: Rows) -> tuple[Tensor, Rows]:
         cut = self._augmentation.crop == "resized"
         sides = (height, width) if cut else (self._spec.height, self._spec.width)
         pixels = torch.empty((len(rows), *sides, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        num_images, tried = len(rows), 0
+        good = self._decode(rows, draws, pixels, cut)
+        while not good.any() and tried < len(spare):
+            rows, tried = spare[tried : tried + num_images], tried + num_images
+            good = self._decode(rows, draws, pixels, cut)
+        if not good.all():
+            rows = _replaced(pixels, rows, good)
+        pixels = pixels.to(self._device, non_blocking=True)
+        if cut:
+            return erase(pixels, draws.erased), rows
+        return transform(pixels, draws, self._augmentation, height, width), rows
+
+    def _decode(self, rows: Rows, draws: Draws, pixels: Tensor, cut: bool) -> NDArray[np.bool_]:
+        """Fill `pixels`, cut to their sides or as for evaluation; tells which places have been filled."""
+        height, width = pixels.shape[1:3]
         good = np.ones(len(rows), bool)
         boxes, mirrored, sizes = draws.boxes.tolist(), draws.mirrored.tolist(), self._images.sizes[rows].tolist()
 
@@ -124,19 +155,17 @@ class Stream:
 
         for _ in self._pool.map(decode, _chunks(len(rows))):
             pass
-        if not good.all():
-            rows = _replaced(pixels, rows, good)
-        pixels = pixels.to(self._device, non_blocking=True)
-        if cut:
-            return erase(pixels, draws.erased), rows
-        return transform(pixels, draws, self._augmentation, height, width), rows
+        return good
 
 
-def _replaced(pixels: Tensor, rows: Rows, good: np.ndarray) -> Rows:
+def _replaced(pixels: Tensor, rows: Rows, good: NDArray[np.bool_]) -> Rows:
     """Fill the places of images that do not decode with the next one that did, so that a batch keeps its shape."""
     usable = np.flatnonzero(good)
     if not len(usable):
-        raise UserError(f"none of {len(rows)} images of a batch decodes: their files are damaged; prepare them again")
+        raise UserError(
+            f"none of {len(rows)} images of a batch decodes, nor of those that come after: their files are damaged; "
+            "prepare them again"
+        )
     places = np.arange(len(rows))
     instead = usable[np.searchsorted(usable, places) % len(usable)]
     pixels[:] = pixels[torch.from_numpy(instead)]

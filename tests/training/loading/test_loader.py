@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -169,11 +169,42 @@ def test_an_image_that_does_not_decode_is_replaced_told_once_and_ends_nothing(
         seen = torch.cat([batch.labels for batch in batches]).tolist()
         assert len(seen) == NUM_IMAGES
         assert set(seen) == set(range(NUM_IMAGES)) - set(broken)
-    for batch in epochs[0]:
-        for label, pixels in zip(batch.labels.tolist(), batch.pixels, strict=True):
-            twins = [other for other, its in zip(batch.pixels, batch.labels.tolist(), strict=True) if its == label]
-            assert len(twins) <= 1 + len(broken)
-            assert pixels.float().std() > 0
+
+
+def _broken(folder: Path, broken: Container[int], recipe: Recipe) -> tuple[list[Batch], list[Batch]]:
+    """The first epoch of the same photographs, whole and with some of them cut short."""
+    images = [photographs.photograph(number) for number in range(NUM_IMAGES)]
+    damaged = [data[:-150] if row in broken else data for row, data in enumerate(images)]
+    epochs = []
+    for number, stored in enumerate((images, damaged)):
+        (folder / str(number)).mkdir()
+        epochs.append(
+            _batches(photographs.write_pixel_set(folder / str(number), recipe, stored).splits["train"], recipe)
+        )
+    return epochs[0], epochs[1]
+
+
+def test_a_replacement_s_pixels_are_those_of_the_row_that_its_label_is_of(tmp_path: Path) -> None:
+    broken = {7, 8, 30}
+    whole, damaged = _broken(tmp_path, broken, _asking("stream", **{"augmentation.erasing": 0.0}))
+    num_replaced = 0
+    for clean, batch in zip(whole, damaged, strict=True):
+        pixels_of = dict(zip(clean.labels.tolist(), clean.pixels, strict=True))
+        for asked, label, pixels in zip(clean.labels.tolist(), batch.labels.tolist(), batch.pixels, strict=True):
+            assert (label == asked) == (asked not in broken)
+            assert torch.equal(pixels, pixels_of[label])
+            num_replaced += label != asked
+    assert num_replaced == 3
+
+
+def test_where_a_whole_part_is_damaged_those_that_come_next_take_its_place(tmp_path: Path) -> None:
+    recipe = _asking("stream")
+    (tmp_path / "order").mkdir()
+    images = [photographs.photograph(number) for number in range(NUM_IMAGES)]
+    ordered = _batches(photographs.write_pixel_set(tmp_path / "order", recipe, images).splits["train"], recipe)
+    whole, damaged = _broken(tmp_path, set(ordered[0].labels.tolist()), recipe)
+    assert damaged[0].labels.tolist() == whole[1].labels.tolist()
+    assert _same(damaged[1:], whole[1:])
 
 
 def test_a_batch_of_which_nothing_decodes_is_an_error(tmp_path: Path) -> None:
