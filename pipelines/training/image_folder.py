@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pipelines.core import layout, pixelset, preparation
 from pipelines.core.errors import DarkroomError, SourceError
 from pipelines.core.pixelset import PixelSet
 from pipelines.core.preparation import Images
+from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe, digest_of
 from pipelines.core.storage.local import LocalStorage
 from pipelines.core.workers import num_cores
@@ -26,7 +28,7 @@ _SEAL = "made-of"
 @dataclass(frozen=True, kw_only=True)
 class _File:
     split: str
-    """Empty where the folder has no folders of splits."""
+    """Empty where the hash is to say."""
     label: int
     path: Path
 
@@ -34,8 +36,9 @@ class _File:
 def read(folder: Path, recipe: Recipe, out: Path) -> PixelSet:
     """The pixel set of DIR/<class>/<images> or DIR/{train,val}/<class>/<images>, written to `out` the first time.
 
-    It is taken up again as long as files and recipe ask for the same. Without folders of splits, an image validates if
-    the hash of its bytes says so (recipe.split.val_share). Raises SourceError naming the file that is no image.
+    It is taken up again as long as files, recipe and decoding libraries are the same. Without a folder val/, an image
+    validates if the hash of its bytes says so (recipe.split.val_share). What begins with a dot is passed over. Raises
+    SourceError naming the file that is no image.
     """
     class_names, files = _listed(folder)
     asked = _fingerprint(files, folder, recipe)
@@ -77,10 +80,12 @@ def _write(folder: Path, class_names: list[str], files: list[_File], recipe: Rec
 
 def _listed(folder: Path) -> tuple[list[str], list[_File]]:
     """Class names and files, both in order. Raises SourceError for fewer than two classes."""
-    below = sorted(one for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
+    below = _folders(folder)
     has_splits = bool(below) and all(one.name in {*_SPLITS, "test"} for one in below)
     roots = {_SPLITS[one.name]: one for one in below if one.name in _SPLITS} if has_splits else {"": folder}
-    class_names = sorted({one.name for root in roots.values() for one in root.glob("*/")})
+    if "val" not in roots:
+        roots = {"": roots["train"]} if "train" in roots else roots
+    class_names = sorted({one.name for root in roots.values() for one in _folders(root)})
     if len(class_names) < 2:
         raise SourceError(f"{folder}: expected pixelset.json, or at least two folders of images named by their class")
     files = [
@@ -92,16 +97,26 @@ def _listed(folder: Path) -> tuple[list[str], list[_File]]:
     return class_names, files
 
 
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+
+
 def _files_below(folder: Path) -> Iterator[Path]:
+    """In order; without what file managers and editors leave behind."""
     for parent, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(parent, name) for name in sorted(names))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _fingerprint(files: list[_File], folder: Path, recipe: Recipe) -> str:
-    """SHA-256 of what the pixel set depends on: names, sizes and times of the files, and the recipe's part."""
+    """SHA-256 of what the pixel set depends on: names, sizes and times of the files, the recipe's part, and the
+    versions of the libraries that decode.
+    """
     digest = hashlib.sha256()
-    for part in (digest_of(recipe.preprocessing), layout.choice(recipe), digest_of(recipe.split)):
+    spec = json.dumps(spec_of(recipe.preprocessing).to_json(), sort_keys=True)
+    for part in (spec, layout.choice(recipe), digest_of(recipe.split)):
         digest.update(f"{part}\n".encode())
     for file in files:
         status = file.path.stat()

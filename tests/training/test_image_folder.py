@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from striped_images import CLASS_NAMES, SIDE, striped
 
-from pipelines.core import pixelset
+from pipelines.core import pixelset, preprocessing
 from pipelines.core.errors import SourceError
 from pipelines.core.pixelset import EncodedImages
 from pipelines.core.preprocessing import preprocess, spec_of
@@ -48,6 +48,34 @@ def test_pixels_are_those_of_serving(tmp_path: Path) -> None:
     for row, label in enumerate(val.labels):
         (path,) = (tmp_path / "data" / "val" / CLASS_NAMES[label]).iterdir()
         assert (val.pixels.image(row) == preprocess(path.read_bytes(), spec_of(RECIPE.preprocessing))).all()
+
+
+def test_without_validation_images_the_hash_deals_them_out_of_train(tmp_path: Path) -> None:
+    _fill(tmp_path / "data" / "train", 90)
+    _fill(tmp_path / "data" / "test", 3, first_seed=200)
+    data = image_folder.read(tmp_path / "data", RECIPE, tmp_path / "pixels")
+    assert 3 <= len(data.splits["val"]) <= 30
+    assert len(data.splits["train"]) + len(data.splits["val"]) == 90
+
+
+@pytest.mark.parametrize("root", ["data", "data/train"])
+def test_what_begins_with_a_dot_is_passed_over(root: str, tmp_path: Path) -> None:
+    folder = _fill(tmp_path / root, 30)
+    for place in (tmp_path / "data", folder, folder / "along"):
+        (place / ".cache").mkdir(exist_ok=True)
+        (place / ".cache" / "index").write_text("no image")
+        (place / ".DS_Store").write_text("no image")
+    data = image_folder.read(tmp_path / "data", RECIPE, tmp_path / "pixels")
+    assert data.class_names == CLASS_NAMES
+    assert sum(len(split) for split in data.splits.values()) == 30
+
+
+def test_pixels_are_written_again_by_another_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, index = _fill(tmp_path / "data", 30), tmp_path / "pixels" / pixelset.INDEX
+    image_folder.read(folder, RECIPE, tmp_path / "pixels")
+    monkeypatch.setattr(preprocessing, "library_versions", lambda: {"pillow": "0.1", "libjpeg": "0.2"})
+    image_folder.read(folder, RECIPE, tmp_path / "pixels")
+    assert '"0.1"' in index.read_text()
 
 
 def test_pixels_are_written_once_for_the_same_files_and_recipe(tmp_path: Path) -> None:
