@@ -237,6 +237,8 @@ def _compute(
         stored = results.publish(
             spec.name, key, out, value, meta, replace=spec.effect or force or spec.reusable is not None
         )
+        for folder in context.spent:
+            shutil.rmtree(folder, ignore_errors=True)
         return stored, context.facts, function_s
     except OSError as error:
         if error.errno == 28:  # ENOSPC

@@ -36,6 +36,8 @@ class StepContext:
     """Empty local folder; what the step leaves here becomes the result's files."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Small facts for the summary and the tracking server; not part of the result's digest."""
+    spent: list[Path] = field(default_factory=list)
+    """Folders that nobody needs once the result is published; they are then removed."""
 
     @property
     def recipe(self) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +26,8 @@ def train(
 ) -> Trained:
     """Train on the pixel set in `prepared`; weights.pt and history.json go to `out`.
 
-    `checkpoints` is a folder of this training alone: a killed try leaves there what the next one goes on from.
+    `checkpoints` is a folder of this training alone: a killed try leaves there what the next one goes on from. Whoever
+    has published the result removes it.
     """
     data = pixelset.load(prepared)
     run_id = tracker.start(run_name, parameters, tags)
@@ -43,7 +43,6 @@ def train(
         finished = True
     finally:
         tracker.finish("FINISHED" if finished else "FAILED")
-    shutil.rmtree(checkpoints, ignore_errors=True)
     return Trained(
         tracking_run_id=run_id,
         epochs_run=result.epochs_run,

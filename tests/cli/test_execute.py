@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 
 from pipelines.cli.execute import TASK_MARK, execute, task_mark
 from pipelines.cli.registry import StepContext, StepSpec
-from pipelines.core.errors import NotFound
+from pipelines.core.errors import NotFound, UserError
 from pipelines.core.recipe import Recipe, override
+from pipelines.core.results import ResultStore
 from pipelines.core.runs import RunId, RunRequest
 from pipelines.settings import Settings
 
@@ -124,6 +126,28 @@ def test_a_failed_step_leaves_nothing_behind(settings: Settings) -> None:
         execute(settings, _spec([], wire=fail), RUN, request=REQUEST)
     assert list((settings.home / "scratch").iterdir()) == []
     assert not (settings.home / "store" / "results").exists()
+
+
+def test_what_a_retry_would_go_on_from_stays_until_the_result_is_published(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = tmp_path / "checkpoints"
+    spent.mkdir()
+
+    def wire(context: StepContext) -> Number:
+        context.spent.append(spent)
+        return Number(number=1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultStore, "publish", full)
+        with pytest.raises(UserError, match="no space left"):
+            execute(settings, _spec([], wire=wire), RUN, request=REQUEST)
+    assert spent.is_dir()
+    execute(settings, _spec([], wire=wire), RUN, request=REQUEST)
+    assert not spent.exists()
 
 
 def test_a_retry_ends_the_orphans_of_the_try_before(settings: Settings) -> None:

@@ -55,6 +55,8 @@ def _train(ctx: StepContext) -> Trained:
     from pipelines.steps.train import train
 
     lineage = _lineage(ctx)
+    checkpoints = _checkpoints(ctx, lineage.code_digest)
+    ctx.spent.append(checkpoints)
     tags = {
         "snapshot": lineage.snapshot_id,
         "recipe": lineage.recipe_digest,
@@ -66,7 +68,7 @@ def _train(ctx: StepContext) -> Trained:
         ctx.recipe,
         RunTracker(ctx.settings, ctx.recipe.name),
         ctx.out,
-        checkpoints=_checkpoints(ctx, lineage.code_digest),
+        checkpoints=checkpoints,
         run_name=str(ctx.run),
         parameters=_parameters(ctx),
         tags=tags,
