@@ -139,6 +139,8 @@ def preload() -> None:
     for name in PRELOADED:
         with suppress(Exception):
             importlib.import_module(name)
+    # torch reads it when it is loaded, and children fork after that; why: pipelines/training/__init__.py.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Feast imports torch by itself (625 MB) unless it finds it missing; steps that train find it again.
     sys.modules["torch"] = None  # type: ignore[assignment]
     for name in ("feast", "feast.infra.offline_stores.dask"):
