@@ -105,8 +105,13 @@ def tags(package: ModelPackage, compared: Compared) -> dict[str, str]:
 
 def read_history(path: Path) -> list[tuple[str, float, int]]:
     """(name, value, epoch) of every number in history.json, a list with one table an epoch."""
-    table: list[Mapping[str, float]] = json.loads(path.read_text())
-    return [(name, float(row[name]), int(row["epoch"])) for row in table for name in row if name != "epoch"]
+    table: list[Mapping[str, float | None]] = json.loads(path.read_text())
+    return [
+        (name, float(value), epoch)
+        for epoch, row in enumerate(table, start=1)
+        for name, value in row.items()
+        if name != "epoch" and value is not None
+    ]
 
 
 def _recipe_of(package: ModelPackage, recipe: Recipe, storage: Storage) -> Recipe:

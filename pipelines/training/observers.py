@@ -7,6 +7,7 @@ without the interruption.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -60,17 +61,21 @@ class EarlyStopping(Observer):
         self.patience = patience
 
     def wants_stop(self, history: History) -> bool:
-        return 0 < self.patience <= len(history) - (best_epoch(history) or len(history))
+        return 0 < self.patience <= len(history) - best_epoch(history)
 
 
 class HistoryFile(Observer):
-    """Writes history.json when the training is over."""
+    """Writes history.json when the training is over; null stands for a loss that is no finite number."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_finish(self, history: History) -> None:
-        self.path.write_text(json.dumps([asdict(epoch) for epoch in history], indent=1) + "\n")
+        table = [
+            {name: value if math.isfinite(value) else None for name, value in asdict(epoch).items()}
+            for epoch in history
+        ]
+        self.path.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
 
 
 class MetricSender(Observer):
@@ -126,5 +131,6 @@ class Progress(Observer):
 
 
 def best_epoch(history: History) -> int:
-    """The epoch of the lowest validation loss, the earliest of equals; 0 for an empty history."""
-    return min(history, key=lambda epoch: epoch.val_loss).epoch if history else 0
+    """The epoch of the lowest validation loss, the earliest of equals; 0 where no epoch has a finite one."""
+    judged = [epoch for epoch in history if math.isfinite(epoch.val_loss)]
+    return min(judged, key=lambda epoch: epoch.val_loss).epoch if judged else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pipelines.training.observers import EarlyStopping, Epoch, MetricSender, best_epoch
 
 
@@ -19,6 +21,13 @@ def test_early_stopping_waits_for_its_patience() -> None:
     assert stopping.wants_stop(_epochs(3.0, 1.0, 2.0, 2.0))
     assert not EarlyStopping(0).wants_stop(_epochs(1.0, 2.0, 3.0, 4.0))
     assert best_epoch(_epochs(3.0, 1.0, 1.0)) == 2
+
+
+def test_a_loss_that_is_no_number_is_never_the_best() -> None:
+    for loss in (math.nan, math.inf):
+        assert best_epoch(_epochs(loss, 3.0, 1.0, loss)) == 3
+        assert best_epoch(_epochs(loss)) == 0
+        assert EarlyStopping(2).wants_stop(_epochs(loss, loss))
 
 
 def test_metrics_go_out_once_an_epoch_and_again_after_a_resume() -> None:
