@@ -9,9 +9,11 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipelines.core import pixelset
 from pipelines.core import recipe as recipes
@@ -40,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, world: distribution.World) -> TrainingResult:
-    recipe = recipes.override(recipes.load(options.recipe), json.loads(options.set))
+    recipe = recipes.override(recipes.load(options.recipe), _changes(options.set))
+    if world.leads:
+        _check_writable(options.out)
     return train(
         _data(options, recipe, world),
         recipe,
@@ -50,6 +54,26 @@ def _train(options: argparse.Namespace, world: distribution.World) -> TrainingRe
         observers=[Progress()],
         world=world,
     )
+
+
+def _changes(text: str) -> Mapping[str, Any]:
+    try:
+        changes = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--set {text}: no JSON ({error}); write it like '{{\"training.epochs\": 5}}'") from error
+    if not isinstance(changes, dict):
+        raise UserError(f"--set {text}: expected an object, like '{{\"training.epochs\": 5}}'")
+    return changes
+
+
+def _check_writable(folder: Path) -> None:
+    """Now, and not after hours of training. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written to ({error.strerror}); name another folder") from error
 
 
 def _data(options: argparse.Namespace, recipe: Recipe, world: distribution.World) -> PixelSet:
@@ -83,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=CHECKPOINT_INTERVAL_S,
         metavar="S",
-        help="seconds between checkpoints, more where they would take over 1%% of the time; 0: after every step",
+        help="seconds between checkpoints, ten times that at most where they take over 1%% of the time; 0: every step",
     )
     return parser
 
