@@ -21,6 +21,7 @@ class Views(nn.Module):
         super().__init__()
         self.network = network
         self.pair_weights = _PAIR_WEIGHTS[tta]
+        self.num_views = 2 * len(self.pair_weights) or 1
 
     def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """uint8 [N, H, W, 3] to logits [N, C], averaged, and the embedding [N, D] of the image as it is."""
