@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from pipelines.core.recipe import Model
-from pipelines.core.results import sha256_file
 
 TORCHVISION = "torchvision"
 """The value of model.weights that stands for torchvision's published weights."""
@@ -21,4 +21,7 @@ def identity(model: Model) -> str:
     path = path_of(model)
     if path is None:
         return model.weights
-    return sha256_file(path) if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,18 +6,18 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines.core import starting_weights
-from pipelines.core.errors import SourceError, UserError
-from pipelines.core.pixelset import PixelSet, Split
+from pipelines.core.errors import RecipeError, SourceError, UserError
+from pipelines.core.pixelset import DecodedImages, PixelSet, Split
 from pipelines.core.recipe import Recipe, digest_of
 from pipelines.training import devices, heads, networks
-from pipelines.training.engine.checkpoints import Checkpoints
+from pipelines.training.engine.checkpoints import FORMAT, Checkpoints
 from pipelines.training.engine.distribution import World
 from pipelines.training.engine.fit import Fit, Fitted
 from pipelines.training.observers import Epoch, HistoryFile, Observer, best_epoch
@@ -82,6 +82,7 @@ def train(
             f"training.mode = {recipe.training.mode!r}: the pixel set has no training images; take one that `prepare` "
             "wrote for a recipe with this mode"
         )
+    _check_pixels(data, recipe)
     torch.manual_seed(seed_of(recipe.training.seed, "network"))
     val = data.splits.get("val")
     fit = Fit(
@@ -93,20 +94,22 @@ def train(
         compute=compute,
         world=world,
         observers=observers if world.leads else (),
-        checkpoints=Checkpoints(checkpoints, fingerprint(data, recipe) if world.leads else "", checkpoint_every_s),
+        checkpoints=Checkpoints(
+            checkpoints, fingerprint(data, recipe, compute) if world.leads else "", checkpoint_every_s
+        ),
     )
     fitted = fit.run()
-    if world.leads:
+    if world.leads:  # before anything else that could fail
         torch.save(dict(fitted.weights), out / WEIGHTS)
-    return _result(fitted, compute)
+    return _result(fitted, fit.tta_accuracy(fitted), compute)
 
 
-def _result(fitted: Fitted, compute: devices.Compute) -> TrainingResult:
+def _result(fitted: Fitted, tta_accuracy: float, compute: devices.Compute) -> TrainingResult:
     return TrainingResult(
         epochs_run=len(fitted.history),
         best_epoch=fitted.kept_epoch,
         val_accuracy=fitted.history[fitted.kept_epoch - 1].val_accuracy,
-        tta_accuracy=fitted.tta_accuracy,
+        tta_accuracy=tta_accuracy,
         device=compute.device.type,
         precision=compute.precision,
         strategy=fitted.strategy,
@@ -133,8 +136,27 @@ def _head_result(history: Sequence[Epoch], compute: devices.Compute, seconds: fl
     )
 
 
-def fingerprint(data: PixelSet, recipe: Recipe) -> str:
-    """Of all that decides on the weights: recipe, starting weights, images and torch's version.
+def _check_pixels(data: PixelSet, recipe: Recipe) -> None:
+    """Raises RecipeError where the pixels were made for another recipe."""
+    wanted = asdict(recipe.preprocessing)
+    for key in sorted(wanted.keys() & data.preprocessing.keys()):
+        if wanted[key] != data.preprocessing[key]:
+            raise RecipeError(
+                f"preprocessing.{key} = {wanted[key]!r}: the pixel set was made with {data.preprocessing[key]!r}; "
+                "prepare it again under this recipe, or change the key"
+            )
+    images, crop = data.splits["train"].images, recipe.augmentation.crop
+    if isinstance(images, DecodedImages) and (images.sizes is not None) != (crop == "resized"):
+        stored = "whole, to be cut" if images.sizes is not None else "at the model's size"
+        raise RecipeError(
+            f"augmentation.crop = {crop!r}: the pixel set stores the training images {stored}; prepare it again under "
+            "this recipe, or change the key"
+        )
+
+
+def fingerprint(data: PixelSet, recipe: Recipe, compute: devices.Compute) -> str:
+    """Of all that decides on the weights: recipe, starting weights, images, device, precision and torch's version; and
+    of the form that checkpoints have.
 
     Image ids are digests of the images' bytes, so they and the preprocessing stand for the pixels.
     """
@@ -142,9 +164,10 @@ def fingerprint(data: PixelSet, recipe: Recipe) -> str:
     parts: list[Any] = [digest_of(section) for section in sections]
     parts.append(starting_weights.identity(recipe.model))
     parts += [list(data.class_names), dict(data.preprocessing), torch.__version__]
+    parts += [compute.device.type, compute.precision, FORMAT]
     sha256 = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for name, split in sorted(data.splits.items()):
-        sha256.update(f"{name} {len(split)}".encode())
+        sha256.update(f"{name} {len(split)} {type(split.images).__name__}".encode())
         _add(sha256, split)
     return sha256.hexdigest()
 

@@ -1,6 +1,7 @@
 """Checkpoints: all that a training needs to go on as if nothing had happened.
 
-A folder holds the last two, `step-00001234-<16 hex digits>.pt`, and the weights of the best epochs that they name,
+Each training has a folder of its own, named after its fingerprint. It holds the last two, `step-00001234-<16 hex
+digits>.pt`, and the weights of the best epochs that they name,
 `best-0007-<16 hex digits>.pt`. The digits begin the SHA-256 of the file's bytes, so that a torn or damaged file is told
 from a good one; the one before it then takes its place. Nothing but tensors, numbers, texts and containers of these is
 read (`weights_only`): a checkpoint executes nothing.
@@ -26,9 +27,15 @@ log = logging.getLogger(__name__)
 State = dict[str, Any]
 Weights = Mapping[str, Tensor]
 
+FORMAT = 2
+"""Raised by whoever changes what a checkpoint holds: older ones are then not taken up."""
 _KEPT = 2
 _DIGITS = 16
 _SHARE_OF_TIME = 0.01
+_FIRST_SAVE_S = 0.1
+"""Assumed until one was timed: the first comes after 10 s at the earliest."""
+_LONGEST_WAIT = 10
+"""Intervals: what a kill may cost matters more than a hundredth of the time."""
 _EPOCH_INTERVAL_S = 1.0
 _END_INTERVAL_S = 10.0
 """Less than this is quicker done again than worth a file."""
@@ -38,43 +45,59 @@ class Checkpoints:
     """The checkpoints of one training, in a folder of its own, and when the next one is due."""
 
     def __init__(self, folder: Path, fingerprint: str, interval_s: float) -> None:
-        """`fingerprint` says which training it is: what another has left is not taken up. With an interval of 0 s every
-        step is saved; otherwise saving takes at most a hundredth of the time.
+        """`fingerprint` says which training it is: what another has left is neither taken up nor touched. With an
+        interval of 0 s every step is saved; otherwise saving takes at most a hundredth of the time, unless that were
+        less than one checkpoint in ten intervals.
         """
-        self._folder = folder
-        self._fingerprint = fingerprint
-        self._interval_s = interval_s
+        self._folder = folder / fingerprint[:_DIGITS]
+        self.interval_s = interval_s
         self._saved_at = time.monotonic()
-        self._save_s = 0.0
+        self._save_s = _FIRST_SAVE_S
+        self._has_warned = False
         self._kept: list[tuple[str, str]] = []
         """File names of checkpoints, newest last, and of the best weights that each names."""
+
+    def start(self) -> None:
+        """The first step is about to be taken: what went before was no training that could be lost."""
+        self._saved_at = time.monotonic()
 
     def is_due(self, *, epoch_over: bool = False, training_over: bool = False) -> bool:
         """Whether saving pays now: within an epoch after the interval, at its end sooner."""
         waited_s = time.monotonic() - self._saved_at
-        if not self._interval_s:
+        if not self.interval_s:
             return True
         if training_over:
             return waited_s >= _END_INTERVAL_S
-        interval_s = _EPOCH_INTERVAL_S if epoch_over else self._interval_s
-        return waited_s >= max(interval_s, self._save_s / _SHARE_OF_TIME)
+        interval_s = min(_EPOCH_INTERVAL_S, self.interval_s) if epoch_over else self.interval_s
+        affordable_s = min(self._save_s / _SHARE_OF_TIME, self.interval_s * _LONGEST_WAIT)
+        return waited_s >= max(interval_s, affordable_s)
 
     def save(self, step: int, state: State, best_epoch: int, best: Weights) -> None:
         """Write a checkpoint after `step` steps, and the best weights where they are new (epoch 0: there are none).
 
-        A kill at any point leaves the checkpoints before as they were.
+        A kill at any point leaves the checkpoints before as they were. So does a full disk: the training goes on, and
+        saving is tried again when the next checkpoint is due.
         """
         began = time.monotonic()
+        try:
+            self._save(step, state, best_epoch, best)
+            self._has_warned = False
+        except OSError as error:
+            if not self._has_warned:
+                log.warning("%s: no checkpoint can be written (%s); the training goes on without", self._folder, error)
+            self._has_warned = True
+        self._saved_at = time.monotonic()
+        self._save_s = self._saved_at - began
+
+    def _save(self, step: int, state: State, best_epoch: int, best: Weights) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         stem = f"best-{best_epoch:04d}"
         known = next((name for _, name in self._kept if name.startswith(stem)), "")
         best_file = known or (_write(self._folder, stem, dict(best)) if best_epoch else "")
-        table = {**state, "fingerprint": self._fingerprint, "best_file": best_file}
+        table = {**state, "best_file": best_file}
         name = _write(self._folder, f"step-{step:08d}", table)
         self._kept = [*(one for one in self._kept if one[0] != name), (name, best_file)][-_KEPT:]
         self._tidy()
-        self._saved_at = time.monotonic()
-        self._save_s = self._saved_at - began
 
     def newest(self) -> tuple[bytes, bytes]:
         """The newest good checkpoint of this training and its best weights, for `opened`; empty where there are none.
@@ -83,12 +106,12 @@ class Checkpoints:
         """
         for path in sorted(self._folder.glob("step-*.pt"), reverse=True):
             data = _read(path)
+            if not data:
+                continue
             try:
                 table = opened(data)
             except (pickle.UnpicklingError, RuntimeError):  # whole, but not written by `save`
                 log.warning("%s: not a checkpoint, taking the one before", path, exc_info=True)
-                continue
-            if table.get("fingerprint") != self._fingerprint:
                 continue
             best = _read(self._folder / table["best_file"]) if table["best_file"] else b""
             if table["best_file"] and not best:
@@ -112,15 +135,20 @@ def opened(data: bytes) -> State:
 
 
 class _Hashing:
-    """A file that knows the digest of what was written to it."""
+    """A file that knows the digest of what was written to it, and why it could not be."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -132,7 +160,10 @@ def _write(folder: Path, stem: str, table: State) -> str:
     try:
         with temporary.open("wb") as file:
             hashing = _Hashing(file)
-            torch.save(table, cast(IO[bytes], hashing))
+            try:
+                torch.save(table, cast(IO[bytes], hashing))
+            except RuntimeError as error:  # torch's own, whatever the file raised
+                raise hashing.error or error from error
             file.flush()
             os.fsync(file.fileno())
         path = folder / f"{stem}-{hashing.sha256.hexdigest()[:_DIGITS]}.pt"

@@ -23,3 +23,8 @@ def compiled(network: nn.Module, recipe: Recipe, device: torch.device) -> nn.Mod
     torch._dynamo.config.suppress_errors = recipe.training.compile == "auto"
     dynamic = None if recipe.augmentation.start_size < 1 else False
     return cast(nn.Module, torch.compile(network, dynamic=dynamic))
+
+
+def compiled_for_any_size(network: nn.Module) -> nn.Module:
+    """For batches whose size keeps falling, as it does where memory runs out."""
+    return cast(nn.Module, torch.compile(network, dynamic=True))

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelines.training.engine.compilation import compiled_for_any_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -36,9 +38,10 @@ class World:
         return numbers
 
     def smallest(self, number: int, device: torch.device) -> int:
+        if self.size == 1:
+            return number
         found = torch.tensor(number, device=device)
-        if self.size > 1:
-            dist.all_reduce(found, dist.ReduceOp.MIN)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
         return int(found)
 
     def wait(self) -> None:
@@ -108,6 +111,16 @@ class Replica:
         """A forward pass that no other process hears of."""
         outputs: tuple[Tensor, Tensor] = self._forward(pixels)
         return outputs
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._forward is not self._network
+
+    def expect_any_size(self) -> None:
+        """Where compiled: one graph for all sizes of batches from now on, which are about to change."""
+        if self.is_compiled:
+            self._forward = compiled_for_any_size(self._network)
+            self._trained = ()  # so that the exchange is set up for it
 
     def prepare(self) -> None:
         """Before a step: make sure that the exchange knows which parameters take part."""

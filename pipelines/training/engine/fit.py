@@ -7,7 +7,6 @@ _close_epoch   loss of the epoch, validation, best weights, checkpoint, observer
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -36,6 +35,9 @@ from pipelines.training.observers import EarlyStopping, Epoch, Observer, best_ep
 from pipelines.training.optimization import optimizers
 from pipelines.training.optimization.averaging import Average
 
+_STEPS_BETWEEN_SAVES = 10
+"""Where processes have to talk for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
@@ -45,8 +47,6 @@ class Fitted:
     weights: Weights
     """Those that are kept, on the CPU."""
     kept_epoch: int
-    tta_accuracy: float
-    """Of these weights on the validation split, with evaluation.tta; 0 where there is none."""
     strategy: str
     micro_batch: int
     failures: tuple[str, ...]
@@ -78,9 +78,10 @@ class Fit:
         if len(self.train) < 2:
             raise SourceError(f"the training split has {len(self.train)} images; training needs at least 2")
         saved, best = self._last_checkpoint()
-        with closing(self._loader(saved)) as loader:
+        with closing(self._loader()) as loader:
             course = self._start(loader, saved, best)
             watching = [EarlyStopping(self.recipe.training.patience if self.val else 0), *self.observers]
+            self.checkpoints.start()
             began = time.perf_counter()
             for observer in watching:
                 observer.on_start(course.history, self.recipe.training.epochs)
@@ -91,7 +92,14 @@ class Fit:
             self._save_if_due(course, training_over=True)
             for observer in watching:
                 observer.on_finish(course.history)
-            return self._fitted(course, seconds)
+            return self._fitted(course, loader.strategy, seconds)
+
+    def tta_accuracy(self, fitted: Fitted) -> float:
+        """Of the kept weights on the validation split, with evaluation.tta; 0 where there is none. After `run`."""
+        tta = self.recipe.evaluation.tta
+        if self.val is None or tta == "none":
+            return fitted.history[fitted.kept_epoch - 1].val_accuracy
+        return self._validate(Views(self.network, tta))[1]
 
     def _start(self, loader: Loader, saved: State, best: Weights) -> Course:
         """Everything in its place on the device, at the first step or at the checkpoint's."""
@@ -115,12 +123,12 @@ class Fit:
         )
         course = Course(
             stepper=stepper,
-            strategy=loader.strategy,
             steps_per_epoch=loader.steps_per_epoch,
             loss_sum=torch.zeros((), dtype=torch.float64, device=device),
         )
         if saved:
             course.resume(saved, best)
+            course.loss_sum *= self.world.leads  # all processes' parts are in it
         return course
 
     def _train_epoch(self, course: Course, loader: Loader, watching: Sequence[Observer]) -> None:
@@ -128,17 +136,19 @@ class Fit:
         course.stepper.network.train()
         for batch in loader.batches(course.epoch, first=course.step):
             loss = course.stepper.step(batch, course.number)
-            course.loss_sum += self.world.total(loss) * batch.num_global
+            course.loss_sum += loss * batch.num_global
             course.step += 1
             course.failures.update(loader.failures)
             for observer in watching:
                 observer.on_step_end(course.number, course.stepper.num_steps)
-            if course.step < loader.steps_per_epoch:
+            if course.step < loader.steps_per_epoch and course.step % self._steps_between_saves == 0:
+                self._gather_loss(course)
                 self._save_if_due(course)
 
     def _close_epoch(self, course: Course, watching: Sequence[Observer]) -> None:
         """Judge the weights, keep them where they are the best, and tell the observers."""
-        train_loss = float(course.loss_sum) / len(self.train)  # the one place where the epoch waits for the device
+        total = self.world.total(course.loss_sum)
+        train_loss = float(total) / len(self.train)  # the one place where the epoch waits for the device
         if not math.isfinite(train_loss):
             raise UserError(f"epoch {course.epoch + 1}: the loss is {train_loss}; lower training.learning_rate")
         with course.judged():
@@ -157,6 +167,16 @@ class Fit:
         self._save_if_due(course, epoch_over=True)
         for observer in watching:
             observer.on_epoch_end(course.history)
+
+    @property
+    def _steps_between_saves(self) -> int:
+        """Several processes bring their losses together for a checkpoint, without knowing whether it is due."""
+        return 1 if self.world.size == 1 or not self.checkpoints.interval_s else _STEPS_BETWEEN_SAVES
+
+    def _gather_loss(self, course: Course) -> None:
+        """Let the leading process have all of the epoch's loss so far, as its checkpoint should."""
+        if self.world.size > 1:
+            course.loss_sum = self.world.total(course.loss_sum) * self.world.leads
 
     @property
     def _keeps_best(self) -> bool:
@@ -181,37 +201,27 @@ class Fit:
         loss, accuracy = (self.world.total(sums.to(self.compute.device)) / len(self.val)).tolist()
         return loss, accuracy
 
-    def _fitted(self, course: Course, seconds: float) -> Fitted:
+    def _fitted(self, course: Course, strategy: str, seconds: float) -> Fitted:
         if course.best_epoch:
             weights, kept_epoch = course.best, course.best_epoch
         else:
             with course.judged():
                 weights, kept_epoch = course.weights(), course.epoch
-        network = course.stepper.network
-        network.load_state_dict(weights)
-        with_views = self.val is not None and self.recipe.evaluation.tta != "none"
-        views = Views(network, self.recipe.evaluation.tta)
-        accuracy = self._validate(views)[1] if with_views else course.history[kept_epoch - 1].val_accuracy
+        course.stepper.network.load_state_dict(weights)
         return Fitted(
             history=tuple(course.history),
             weights=weights,
             kept_epoch=kept_epoch,
-            tta_accuracy=accuracy,
-            strategy=course.strategy,
+            strategy=strategy,
             micro_batch=course.stepper.micro_batch,
             failures=tuple(sorted(set(self.world.gathered(sorted(course.failures))))),
             seconds=seconds,
         )
 
-    def _loader(self, saved: State) -> Loader:
-        recipe = self.recipe
-        if saved:
-            recipe = dataclasses.replace(
-                recipe, loading=dataclasses.replace(recipe.loading, strategy=saved["strategy"])
-            )
+    def _loader(self) -> Loader:
         return Loader(
             self.train,
-            recipe,
+            self.recipe,
             self.num_classes,
             self.compute.device,
             rank=self.world.rank,

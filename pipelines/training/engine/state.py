@@ -18,11 +18,9 @@ class Course:
     """Where a training stands. Random numbers are derived from seed and place, so no generator is in here."""
 
     stepper: Stepper
-    strategy: str
-    """How images are loaded; kept over restarts, when there may be more or less memory."""
     steps_per_epoch: int
     loss_sum: Tensor
-    """float64: over the images of this epoch so far, on the device."""
+    """float64: over the images of this epoch so far, on the device; with several processes, this one's part of it."""
     epoch: int = 0
     """Epochs that are over."""
     step: int = 0
@@ -63,8 +61,8 @@ class Course:
             "history": [dataclasses.asdict(epoch) for epoch in self.history],
             "best_epoch": self.best_epoch,
             "failures": sorted(self.failures),
-            "strategy": self.strategy,
-            "micro_batch": stepper.micro_batch,
+            # 0: what recipe and number of processes make it.
+            "micro_batch": stepper.micro_batch if stepper.micro_batch < stepper.asked_micro_batch else 0,
             "network": dict(stepper.network.state_dict()),
             "optimizers": stepper.optimizers.state_dict(),
             "scaler": stepper.scaler.state_dict(),
@@ -79,7 +77,7 @@ class Course:
         self.history = [Epoch(**epoch) for epoch in saved["history"]]
         self.failures = set(saved["failures"])
         self.best = best
-        stepper.micro_batch = saved["micro_batch"]
+        stepper.micro_batch = min(stepper.micro_batch, saved["micro_batch"] or stepper.micro_batch)
         stepper.network.load_state_dict(saved["network"])
         stepper.optimizers.load_state_dict(saved["optimizers"])
         stepper.scaler.load_state_dict(saved["scaler"])

@@ -44,12 +44,15 @@ class Stepper:
     """Of the whole training."""
     micro_batch: int
     """Most images that this process passes forth and back at once; falls where memory does not suffice."""
+    asked_micro_batch: int = field(init=False)
+    """What `micro_batch` was at the start."""
     statistics: Statistics = field(init=False)
     """Those before the step."""
     tried_px: int = field(default=0, init=False)
     """Pixels of the largest images of which `micro_batch` are known to fit, where processes agree beforehand."""
 
     def __post_init__(self) -> None:
+        self.asked_micro_batch = self.micro_batch
         self.statistics = Statistics(self.network)
 
     def step(self, batch: Batch, number: int) -> Tensor:
@@ -58,10 +61,11 @@ class Stepper:
 
         Raises PlatformError where memory does not suffice for the smallest micro-batch.
         """
-        self.network.set_progress(number / self.num_steps)
+        if not self.replica.is_compiled:  # what no longer asks for gradients would be compiled anew; its rate is zero
+            self.network.set_progress(number / self.num_steps)
         self.optimizers.set_progress(number, self.num_steps)
-        self.replica.prepare()
         self._agree_on_micro_batch(batch)
+        self.replica.prepare()
         loss = self._gradients(batch, number)
         self._update_weights()
         return loss
@@ -113,6 +117,7 @@ class Stepper:
                 "preprocessing.height and width"
             )
         self.micro_batch = max(_SMALLEST, self.micro_batch // 2)
+        self.replica.expect_any_size()
         if self.replica.world.leads:
             log.warning(
                 "out of memory: going on with %d images at once, gradients added up to batches of %d",
@@ -122,8 +127,11 @@ class Stepper:
 
     def _agree_on_micro_batch(self, batch: Batch) -> None:
         """Between processes: before images of a new size, each tries alone whether its memory suffices."""
-        world, size_px = self.replica.world, batch.pixels[0, ..., 0].numel()
-        while world.size > 1 and size_px > self.tried_px:
+        world = self.replica.world
+        if world.size == 1:
+            return
+        size_px = batch.pixels[0, ..., 0].numel()
+        while size_px > self.tried_px:
             self.statistics.save()
             part = split(batch, num_parts(batch.num_global, world.size, self.micro_batch))[0]
             with each_alone(self.network):
@@ -136,9 +144,11 @@ class Stepper:
                 self._halve()
 
     def _try(self, part: Batch) -> Tensor:
+        # A batch norm that waits for no other process fails on one image.
+        pixels = part.pixels if len(part) >= _SMALLEST else part.pixels.expand(_SMALLEST, *part.pixels.shape[1:])
         with self.compute.autocast():
-            logits, _ = self.replica.alone(part.pixels)
-        loss = loss_sum(logits, part, self.training.label_smoothing)
+            logits, _ = self.replica.alone(pixels)
+        loss = loss_sum(logits[: len(part)], part, self.training.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

@@ -32,8 +32,9 @@ class Average:
         self.num_updates += 1
         averages = [self._average[name] for name in self._averaged]
         torch._foreach_lerp_(averages, [self._network[name] for name in self._averaged], 1 - decay)
-        for name in self._copied:
-            self._average[name].copy_(self._network[name])
+        if self._copied:
+            counters = [self._average[name] for name in self._copied]
+            torch._foreach_copy_(counters, [self._network[name] for name in self._copied])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

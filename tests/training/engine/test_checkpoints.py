@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ def _newest(folder: Path) -> int:
 
 def test_the_last_two_are_kept_and_the_best_weights_once(tmp_path: Path) -> None:
     _saved(tmp_path, 1, 2, 3, best_epoch=1)
-    names = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.name for path in (tmp_path / "this").iterdir())
     assert [name.rpartition("-")[0] for name in names] == ["best-0001", "step-00000002", "step-00000003"]
     state, best = _checkpoints(tmp_path).newest()
     assert torch.equal(opened(state)["network"]["weight"], WEIGHTS["weight"])
@@ -46,7 +48,7 @@ def test_a_damaged_file_is_refused_by_name_and_the_one_before_is_used(
     checkpoints = _checkpoints(tmp_path)
     for step, best_epoch in ((1, 1), (2, 1), (3, 2)):
         checkpoints.save(step, {"step": step}, best_epoch, {"weight": torch.full((2,), step)})
-    (path,) = tmp_path.glob(f"{victim}-*")
+    (path,) = (tmp_path / "this").glob(f"{victim}-*")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes({"cut": data[: len(data) // 2], "flipped": data, "emptied": b""}[damage])
@@ -64,16 +66,62 @@ def test_a_damaged_file_is_refused_by_name_and_the_one_before_is_used(
 
 def test_nothing_good_means_from_the_start(tmp_path: Path) -> None:
     assert _checkpoints(tmp_path / "missing").newest() == (b"", b"")
-    (tmp_path / "step-00000001-0123456789abcdef.pt").write_bytes(b"torn")
+    (tmp_path / "this").mkdir()
+    (tmp_path / "this" / "step-00000001-0123456789abcdef.pt").write_bytes(b"torn")
     assert _checkpoints(tmp_path).newest() == (b"", b"")
+
+
+def test_another_trainings_checkpoints_are_neither_taken_up_nor_removed(tmp_path: Path) -> None:
     _saved(tmp_path, 1)
-    assert _checkpoints(tmp_path, "another").newest() == (b"", b"")
+    other = _checkpoints(tmp_path, "another")
+    assert other.newest() == (b"", b"")
+    for step in (1, 2, 3):
+        other.save(step, {"step": step}, 0, {})
+    assert _newest(tmp_path) == 1
 
 
 def test_half_written_files_of_killed_processes_are_swept(tmp_path: Path) -> None:
-    (tmp_path / "step-00000001.999999.partial").write_bytes(b"half")
+    (tmp_path / "this").mkdir()
+    (tmp_path / "this" / "step-00000001.999999.partial").write_bytes(b"half")
     _saved(tmp_path, 1)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
+    assert [path.suffix for path in (tmp_path / "this").iterdir()] == [".pt"]
+
+
+def test_a_full_disk_is_said_once_and_saving_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = _checkpoints(tmp_path)
+    checkpoints.save(1, {"step": 1, "network": WEIGHTS}, 0, {})
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(module, "_Hashing", _Full)
+        for step in (2, 3):
+            checkpoints.save(step, {"step": step, "network": WEIGHTS}, 0, {})
+    assert len(caplog.records) == 1
+    assert str(tmp_path / "this") in caplog.text
+    assert "No space left" in caplog.text
+    assert [path.suffix for path in (tmp_path / "this").iterdir()] == [".pt"]
+    assert _newest(tmp_path) == 1
+    checkpoints.save(4, {"step": 4}, 0, {})
+    assert _newest(tmp_path) == 4
+
+
+class _Full(module._Hashing):
+    """A file on a disk that is full after some bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(_Limited(file))  # type: ignore[arg-type]
+
+
+class _Limited:
+    def __init__(self, file: IO[bytes]) -> None:
+        self.flush, self.fileno, self._file, self._room = file.flush, file.fileno, file, 100
+
+    def write(self, data: bytes) -> int:
+        self._room -= len(data)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._file.write(data)
 
 
 class _Harmful:
@@ -97,7 +145,11 @@ def test_saving_takes_a_hundredth_of_the_time_at_most(tmp_path: Path, monkeypatc
     now = [1000.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     checkpoints = Checkpoints(tmp_path, "this", 30)
-    now[0] += 29
+    now[0] += 1000  # data were read
+    checkpoints.start()
+    now[0] += 9  # what one takes is not known yet
+    assert not checkpoints.is_due(epoch_over=True)
+    now[0] += 20
     assert not checkpoints.is_due()
     assert checkpoints.is_due(epoch_over=True)
     now[0] += 1
@@ -107,6 +159,10 @@ def test_saving_takes_a_hundredth_of_the_time_at_most(tmp_path: Path, monkeypatc
         now[0] += 2
         return "step"
 
+    def very_slow(*_: object) -> str:
+        now[0] += 60
+        return "step"
+
     monkeypatch.setattr(module, "_write", slow)
     checkpoints.save(1, {}, 0, {})
     now[0] += 199
@@ -114,6 +170,13 @@ def test_saving_takes_a_hundredth_of_the_time_at_most(tmp_path: Path, monkeypatc
     assert not checkpoints.is_due(epoch_over=True)
     assert checkpoints.is_due(training_over=True)
     now[0] += 1
+    assert checkpoints.is_due()
+    now[0] += 100
+    monkeypatch.setattr(module, "_write", very_slow)
+    checkpoints.save(1, {}, 0, {})
+    now[0] += 299
+    assert not checkpoints.is_due()
+    now[0] += 1  # ten intervals
     assert checkpoints.is_due()
 
 

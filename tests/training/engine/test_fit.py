@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ import pytest
 import torch
 from striped_pixels import CLASS_NAMES, recipe, striped
 
-from pipelines.core.errors import SourceError, UserError
-from pipelines.core.pixelset import PixelSet, Split
+from pipelines.core.errors import RecipeError, SourceError, UserError
+from pipelines.core.pixelset import DecodedImages, PixelSet, Split
 from pipelines.core.recipe import Recipe, override
 from pipelines.training import networks, trainer
+from pipelines.training.augmentation.tta import Views
+from pipelines.training.devices import Compute
+from pipelines.training.engine.fit import Fit
+from pipelines.training.loading import strategies
 from pipelines.training.networks import weights
 from pipelines.training.observers import History, Observer
 from pipelines.training.trainer import TrainingResult, train
@@ -83,7 +88,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(
     _train(tmp_path / "straight", recipe(), every_s=1e9)
     with pytest.raises(Killed):
         _train(tmp_path / "broken", recipe(), KillAfter(7))
-    newest = max((tmp_path / "broken" / "checkpoints").glob("step-*.pt"))
+    newest = max((tmp_path / "broken" / "checkpoints").rglob("step-*.pt"))
     assert newest.name.startswith("step-00000006-")
     data = bytearray(newest.read_bytes())
     data[len(data) // 3] ^= 16
@@ -211,11 +216,63 @@ def test_a_checkpoint_of_other_data_or_recipe_is_left_alone(tmp_path: Path, capl
     assert not caplog.records
 
 
-def test_a_checkpoint_belongs_to_the_weights_that_training_started_from(tmp_path: Path) -> None:
+def test_a_checkpoint_belongs_to_starting_weights_device_precision_and_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "weights.pt"
     asked = override(recipe(), {"model.weights": str(path)})
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
     found = set()
     for content in (b"one", b"two"):
         path.write_bytes(content)
-        found.add(trainer.fingerprint(striped(), asked))
-    assert len(found) == 2
+        for compute in (Compute(device=cpu), Compute(device=cpu, precision="bf16"), Compute(device=cuda)):
+            found.add(trainer.fingerprint(striped(), asked, compute))
+    monkeypatch.setattr(trainer, "FORMAT", 0)
+    found.add(trainer.fingerprint(striped(), asked, compute))
+    assert len(found) == 7
+
+
+def test_a_training_goes_on_where_images_are_loaded_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _train(tmp_path / "straight", recipe(), every_s=1e9)
+    with pytest.raises(Killed):
+        _train(tmp_path / "broken", recipe(), KillAfter(5))
+    monkeypatch.setattr(strategies, "_free_bytes", lambda _: 0)  # memory was taken meanwhile
+    assert _train(tmp_path / "broken", recipe()).strategy == "mapped"
+    assert _files(tmp_path / "broken") == _files(tmp_path / "straight")
+
+
+def test_pixels_of_another_recipe_are_refused_by_key(tmp_path: Path) -> None:
+    data = striped()
+    others = [
+        (recipe(side=16), r"preprocessing\.height = 16: the pixel set was made with 8"),
+        (recipe(augmentation={"crop": "resized"}), r"augmentation\.crop = 'resized'"),
+    ]
+    for asked, words in others:
+        with pytest.raises(RecipeError, match=words):
+            train(data, asked, tmp_path, checkpoints=tmp_path / "c")
+    split = data.splits["train"]
+    images = DecodedImages([split.pixels.rows(np.arange(64))], np.full((64, 2), 8, np.int32))
+    whole = Split(images=images, labels=split.labels, weights=split.weights, ids=split.ids)
+    data = PixelSet(class_names=CLASS_NAMES, preprocessing=data.preprocessing, splits={**data.splits, "train": whole})
+    with pytest.raises(RecipeError, match=r"augmentation\.crop = 'shift'"):
+        train(data, recipe(), tmp_path, checkpoints=tmp_path / "c")
+
+
+def test_weights_are_written_before_views_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(Views, "forward", broken)
+    with pytest.raises(Killed):
+        _train(tmp_path, recipe(training={"epochs": 1}, evaluation={"tta": "mirror"}))
+    assert torch.load(tmp_path / "weights.pt", weights_only=True)
+
+
+def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate, losses = Fit._validate, iter([math.nan, 0.5, math.nan])
+    monkeypatch.setattr(Fit, "_validate", lambda self, network: (next(losses), validate(self, network)[1]))
+    assert _train(tmp_path, recipe()).best_epoch == 2
+    history = json.loads((tmp_path / "history.json").read_text(), parse_constant=pytest.fail)
+    assert [epoch["val_loss"] for epoch in history] == [None, 0.5, None]

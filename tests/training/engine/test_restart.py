@@ -99,7 +99,7 @@ class Command:
         process.communicate()
 
     def newest(self, out: str) -> int:
-        names = [path.name for path in (self.folder / out / "checkpoints").glob("step-*.pt")]
+        names = [path.name for path in (self.folder / out / "checkpoints").rglob("step-*.pt")]
         return max((int(name.split("-")[1]) for name in names), default=0)
 
     def files(self, out: str) -> list[bytes]:

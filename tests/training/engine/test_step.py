@@ -24,11 +24,11 @@ from pipelines.training.optimization import optimizers
 CPU = Compute(device=torch.device("cpu"))
 
 
-def _batch(num_images: int, *, mixed: bool = False) -> Batch:
+def _batch(num_images: int, *, mixed: bool = False, side: int = 8) -> Batch:
     random = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (2, num_images), generator=random)
     return Batch(
-        pixels=torch.randint(0, 256, (num_images, 8, 8, 3), generator=random, dtype=torch.uint8),
+        pixels=torch.randint(0, 256, (num_images, side, side, 3), generator=random, dtype=torch.uint8),
         labels=labels[0],
         weights=torch.rand(num_images, generator=random) * 2,
         num_global=num_images,
@@ -155,6 +155,49 @@ def test_a_smaller_micro_batch_outlives_a_restart(tmp_path: Path, monkeypatch: p
         )
         assert result.micro_batch == 8
     assert narrow.asked.count(16) == 1
+
+
+def test_what_recipe_and_processes_make_of_the_micro_batch_is_not_kept(tmp_path: Path) -> None:
+    asked = recipe(training={"micro_batch": 8})
+    trainer.train(striped(), asked, tmp_path, checkpoints=tmp_path / "c", checkpoint_every_s=0)
+    (newest,) = (max(folder.glob("step-*")) for folder in (tmp_path / "c").iterdir())
+    assert torch.load(newest, weights_only=True)["micro_batch"] == 0
+
+
+def test_one_image_is_enough_to_try_whether_memory_suffices() -> None:
+    asked = recipe(model={"embedding_dim": 8})
+    network = networks.build(asked.model, 3).train()
+    part = next(iter(split(_batch(3), 3)))
+    assert len(part) == 1
+    _stepper(network, asked, 2)._try(part)
+
+
+def test_a_compiled_network_keeps_its_graph_when_a_parameters_time_is_over() -> None:
+    class Compiled(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+            self.trained: set[bool] = set()
+
+        def forward(self, pixels: Tensor) -> object:
+            self.trained.add(bias.requires_grad)
+            return self.network(pixels)
+
+    asked = recipe(model={"backbone": "airbench", "embedding_dim": 0}, training={"optimizer": "muon"}, side=16)
+    found = []
+    for is_compiled in (False, True):
+        torch.manual_seed(0)
+        network = networks.build(asked.model, 3).train()
+        bias = network.body.layers[0].bias  # type: ignore[index]
+        stepper = _stepper(network, asked, 16)
+        forward = Compiled(network)
+        if is_compiled:
+            stepper.replica = Replica(network, forward, World())
+        for number in range(4):
+            stepper.step(_batch(16, side=16), number)
+        found.append(network.state_dict())
+    assert forward.trained == {True}
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
 
 
 def test_memory_for_nothing_and_other_errors_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
