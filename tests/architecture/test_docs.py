@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "bentos/README.md", "feature_repo/README.md", "infra/envoy/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "bentos/README.md",
+    "feature_repo/README.md",
+    "infra/envoy/README.md",
+    "pipelines/training/README.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
