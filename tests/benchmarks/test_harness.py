@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from bench import harness
+from bench import clocks, harness
 from bench.memory import Sample, growth, sample
 from bench.report import Bar
 
@@ -72,6 +72,18 @@ def test_the_interval_of_few_seeds_is_students() -> None:
 @pytest.mark.parametrize(("found", "at_most", "met"), [(2.0, False, True), (1.9, False, False), (2.1, True, False)])
 def test_a_bar_is_met_from_its_own_side(found: float, at_most: bool, met: bool) -> None:
     assert Bar(what="", bar=2.0, found=found, at_most=at_most).met is met
+
+
+def test_setting_up_is_not_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 30.0, 35.0, 35.5, 36.0, 40.0])
+    monkeypatch.setattr(clocks.time, "perf_counter", lambda: next(now))
+    clock = clocks.EpochClock()
+    clock.on_start([], 1)  # after 30 s
+    for step in range(3):
+        clock.on_step_end(step + 1, 3)
+    clock.on_finish([])
+    assert clock.curve.compile_s == 4.5  # the first step's 5 s, less the usual half
+    assert clock.curve.seconds == 40.0
 
 
 def _samples(bytes_of: list[int]) -> list[Sample]:

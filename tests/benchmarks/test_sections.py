@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -16,12 +15,16 @@ import numpy as np
 import pytest
 import torch
 from bench import photographs, reference
+from bench.defaults import torch_defaults
 from bench.photographs import Photographs
 from bench.pixel_sets import decode_all
 from bench.training import airbench
+from bench.training.cifar import load_recipe
 
 from pipelines.core.errors import SourceError, UserError
-from pipelines.core.recipe import from_dict
+from pipelines.core.recipe import Training, from_dict
+from pipelines.core.workers import num_cores
+from pipelines.training import devices
 
 TINY = """
 [preprocessing]
@@ -216,4 +219,46 @@ def test_tracking_counts_what_steps_wait_for(capsys: pytest.CaptureFixture[str])
 def test_without_data_a_section_says_what_to_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_training.main(["--section", "clothing", "--recipe", "pipelines/recipes/digits.toml"]) == 2
     assert "DATA=" in capsys.readouterr().err
-    assert isinstance(bench_training.parse([]), argparse.Namespace)
+    assert bench_training.parse([]).section == ["step-rate", "tracking", "gpu-feed"]
+
+
+def test_the_recipes_that_sections_take_by_default_load() -> None:
+    options = bench_training.parse(["--set", '{"training.epochs": 3}'])
+    for name in ("cifar10", "clothing"):
+        assert load_recipe(options, name).training.epochs == 3
+    by_itself = load_recipe(bench_training.parse([]), "cifar10", airbench.SCHEDULE).training
+    assert (by_itself.epochs, by_itself.batch_size, by_itself.optimizer) == (8, 2000, "muon")
+    changed = load_recipe(options, "cifar10", airbench.SCHEDULE).training
+    assert (changed.epochs, changed.batch_size) == (3, 2000)
+
+
+def test_controls_run_under_torch_s_own_settings() -> None:
+    devices.prepare(Training(threads=1, device="cpu"))
+    with torch_defaults():
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.get_num_threads() == num_cores()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == 1
+
+
+def test_the_reference_runs_under_them(images: Photographs, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices.prepare(Training(threads=1, device="cpu"))
+    found: list[bool] = []
+    evaluate = reference.evaluate
+
+    def noting(*arguments: Any) -> float:
+        found.append(torch.are_deterministic_algorithms_enabled())
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(reference, "evaluate", noting)
+    train, val = images.of("train")[:8], images.of("val")[:2]
+    reference.train(train, val, num_classes=4, side=32, seconds=0.01, workers=0, backbone="mobilenet_v2")
+    assert found == [False]
+
+
+def test_a_limit_takes_so_many_files_of_every_class(images: Photographs) -> None:
+    for most in (7, 55, 79, 80):
+        some = images.limited(most)
+        assert len(some.files) == len({one.path for one in some.files}) == most
+    assert {one.label for one in images.limited(55).files} == {0, 1, 2, 3}
+    assert images.limited(0) == images.limited(81) == images

@@ -16,7 +16,7 @@ class Curve:
 
     points: list[tuple[float, float]] = field(default_factory=list)
     seconds: float = 0.0
-    """From the start to the end."""
+    """From the start to the end, setting up and compiling included."""
     step_s: list[float] = field(default_factory=list)
     """Between the ends of two steps, as the host sees them."""
 
@@ -67,6 +67,9 @@ class EpochClock(Observer):
         self.curve = Curve()
         self.deadline_s = deadline_s
         self._began = self._step_ended = time.perf_counter()
+
+    def on_start(self, history: History, num_epochs: int) -> None:
+        self._step_ended = time.perf_counter()  # what came before is setting up, which `seconds` holds
 
     def on_step_end(self, step: int, num_steps: int) -> None:
         now = time.perf_counter()

@@ -46,9 +46,13 @@ class Photographs:
         return replace(self, files=files)
 
     def limited(self, most: int) -> Photographs:
-        """At most so many files, taken evenly, so that every class and split keeps its share; 0 keeps all."""
-        step = max(1, -(-len(self.files) // most)) if most else 1
-        return replace(self, files=self.files[::step])
+        """So many files, taken evenly, so that every class and split keeps its share; all where there are fewer, or for
+        0.
+        """
+        count = len(self.files)
+        if not most or count <= most:
+            return self
+        return replace(self, files=[self.files[number * count // most] for number in range(most)])
 
 
 def _draw(one: Photograph) -> float:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
 
+from bench.defaults import torch_defaults
 from bench.photographs import Photograph
 
 MEAN = (0.485, 0.456, 0.406)
@@ -132,6 +133,24 @@ def train(
     SGD 0.1, momentum 0.9, decay 1e-4, a tenth of the rate every 30 epochs, batches of 32, fp32, validation after every
     epoch.
     """
+    with torch_defaults():
+        return _train(
+            train_files, val_files, num_classes, side, seconds, workers, seed=seed, backbone=backbone, batch=batch
+        )
+
+
+def _train(
+    train_files: Sequence[Photograph],
+    val_files: Sequence[Photograph],
+    num_classes: int,
+    side: int,
+    seconds: float,
+    workers: int,
+    *,
+    seed: int,
+    backbone: str,
+    batch: int,
+) -> ReferenceRun:
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = resnet(backbone, num_classes)

@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 
 from bench.clocks import EpochClock
+from bench.defaults import allow_recompiling, torch_defaults
 from bench.harness import bootstrap, mean_interval, progress
 from bench.ours import accuracy_of, train_pixels
 from bench.photographs import find
@@ -33,14 +35,20 @@ from pipelines.core.pixelset import PixelSet
 from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe, override, to_dict
 from pipelines.training.export import export_onnx, load_network
+from pipelines.training.networks import Network
+from pipelines.training.observers import History, Observer
 from pipelines.training.trainer import WEIGHTS
 
 BAR, STRETCH_S = 1.5, 2.6
+SCHEDULE = {"training.epochs": 8, "training.batch_size": 2000}
+"""The script's own, in the place of what suits a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training: its own clock's seconds without those of compiling, and test accuracy with its views."""
+    """One training: seconds from its first work (the whitening) until the test accuracy with its views is there,
+    without those of compiling; and that accuracy.
+    """
 
     seconds: float
     accuracy: float
@@ -52,7 +60,8 @@ def run(options: argparse.Namespace) -> Report:
     """Interleaved in random order, the control first and last. Raises UserError without a script."""
     if not torch.cuda.is_available():
         return Report(open="needs a GPU")
-    recipe = load_recipe(options, "cifar10")
+    allow_recompiling()
+    recipe = load_recipe(options, "cifar10", SCHEDULE)
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as place:
         work = Path(place)
         data = decode_all(find(options.data, work).limited(options.limit), recipe)
@@ -121,36 +130,48 @@ class Control:
 
     def run(self, number: int | str) -> Run:
         self._seen.clear()
-        with _defaults(), contextlib.chdir(self._folder):
+        with torch_defaults(), contextlib.chdir(self._folder):
             accuracy = float(self._module.main(number, self._network))
         return Run(seconds=float(self._seen[-1]["time_seconds"]), accuracy=accuracy)
 
 
-@contextlib.contextmanager
-def _defaults() -> Iterator[None]:
-    """torch as the script expects it, whatever our engine has set."""
-    benchmark = torch.backends.cudnn.benchmark
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.backends.cudnn.benchmark = True
-    torch.use_deterministic_algorithms(False)
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
-        torch.use_deterministic_algorithms(deterministic)
+class _Start(Observer):
+    """When a training's first work begins: its whitening, or its first step where there is nothing to initialize."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        initialize = Network.initialize
+
+        def noting(network: Network, pixels: torch.Tensor) -> None:
+            self._note()
+            initialize(network, pixels)
+
+        with mock.patch.object(Network, "initialize", noting):
+            yield
+
+    def on_start(self, history: History, num_epochs: int) -> None:
+        self._note()
+
+    def _note(self) -> None:
+        self.at = self.at or time.perf_counter()
 
 
 def ours(data: PixelSet, recipe: Recipe, out: Path) -> Run:
-    """The whole of `trainer.train`: loading, training, validation, checkpoints, history; then the test images."""
-    clock = EpochClock()
-    train_pixels(data, recipe, out, [clock])
+    """Training, validation, checkpoints, history and files of `trainer.train`; then the test images."""
+    clock, start = EpochClock(), _Start()
+    with start.noted():
+        train_pixels(data, recipe, out, [clock, start])
     compile_s = clock.curve.compile_s
     accuracy = accuracy_of(out, recipe, data, "test")
+    seconds = time.perf_counter() - start.at - compile_s
     began = time.perf_counter()
     network = load_network(out / WEIGHTS, recipe, len(data.class_names))
     export_onnx(network, 1.0, spec_of(recipe.preprocessing), out / "model.onnx")
     return Run(
-        seconds=clock.curve.seconds - compile_s,
+        seconds=seconds,
         accuracy=accuracy,
         compile_s=compile_s,
         export_s=time.perf_counter() - began,
@@ -179,12 +200,14 @@ def _report(recipe: Recipe, data: PixelSet, runs: dict[str, list[Run]]) -> Repor
             Bar(what="our seconds to airbench's, upper end", bar=BAR, found=ratio.high, at_most=True),
             Bar(what="our seconds", bar=STRETCH_S, found=times["ours"].value, at_most=True),
             Bar(
-                what="our accuracy, upper end, percent",
+                what="our accuracy, lower end, percent",
                 bar=accuracies["airbench"].value,
-                found=accuracies["ours"].high,
+                found=accuracies["ours"].low,
             ),
         ],
         notes=[
+            "both from the whitening to the test accuracy with six views; airbench by its own clock, which leaves the "
+            "validation after each epoch out; ours with validation, checkpoints and files",
             "both sides have trained once before anything is timed; of ours, compiling again is apart: "
             f"{bootstrap([one.compile_s for one in runs['ours']]).value:.1f} s a training",
             f"export to ONNX: {bootstrap([one.export_s for one in runs['ours']]).value:.1f} s, apart",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,10 +40,14 @@ class Judged:
     """Seconds and validation accuracy, plain, after each epoch."""
 
 
-def load_recipe(options: argparse.Namespace, name: str) -> Recipe:
-    """The named file, or the registered recipe of that name, with the changes of --set."""
-    given = Path(options.recipe) if options.recipe else REPOSITORY / "pipelines" / "recipes" / f"{name}.toml"
-    return override(recipes.load(given), options.set)
+def load_recipe(options: argparse.Namespace, name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
+    """The file of --recipe; or the registered recipe of that name, with a section's own `changes`. Those of --set come
+    last.
+    """
+    if options.recipe:
+        return override(recipes.load(Path(options.recipe)), options.set)
+    registered = recipes.load(REPOSITORY / "pipelines" / "recipes" / f"{name}.toml")
+    return override(registered, {**changes, **options.set})
 
 
 def run(options: argparse.Namespace) -> Report:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from bench import reference
+from bench.defaults import allow_recompiling, torch_defaults
 from bench.harness import Rounds, interleave
 from bench.ours import OurLoop
-from bench.photographs import Photographs, find_or_make
+from bench.photographs import Photograph, Photographs, find_or_make
 from bench.pixel_sets import convert, encode, recipe_for
 from bench.report import Bar, Report, Table
 from pipelines.core.pixelset import Split
@@ -38,6 +39,7 @@ def run(options: argparse.Namespace) -> Report:
     if not torch.cuda.is_available() and not options.tiny:
         return Report(open="needs a GPU")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    allow_recompiling()
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as place:
         work = Path(place)
         side = 32 if options.tiny else 224
@@ -143,7 +145,13 @@ def _beside(
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     default = reference.DefaultLoop(network, optimizer, device)
     side, workers = recipe.preprocessing.height, 0 if options.tiny else num_cores()
-    loader = reference.loader(found.files, reference.training_transform(side), recipe.training.batch_size, workers)
+    loader = reference.loader(
+        _repeated(found.files, recipe.training.batch_size, workers, options),
+        reference.training_transform(side),
+        recipe.training.batch_size,
+        workers,
+        keep=workers > 0,
+    )
     contenders = {
         "ours": _rate(ours, ours.batches(), options, ahead=DEPTH + 1),
         "reference": _their_rate(default, _endless(loader), options, ahead=2 * workers),
@@ -154,6 +162,15 @@ def _beside(
     rounds = interleave(contenders, control, rounds=options.rounds, strict=options.strict)
     ours.close()
     return rounds
+
+
+def _repeated(files: Sequence[Photograph], batch: int, workers: int, options: argparse.Namespace) -> list[Photograph]:
+    """The files again and again, so that no epoch of the reference ends within what is timed: its workers would stand
+    still there, and begin anew.
+    """
+    turns = 3 * options.rounds + 1  # the most that there can be, and warming up
+    needed = batch * turns * (_steps(options) + 2 * workers)
+    return list(files) * -(-needed // len(files))
 
 
 def _endless(loader: Any) -> Iterator[Any]:
@@ -176,7 +193,11 @@ def _their_rate(
             count += len(labels)
         return count / (time.perf_counter() - began)
 
-    return run
+    def run_as_torch_comes() -> float:
+        with torch_defaults():
+            return run()
+
+    return run_as_torch_comes
 
 
 def _report(
