@@ -138,6 +138,33 @@ def test_images_grow_with_the_epochs(splits: dict[str, Split], strategy: str) ->
     assert sides == (24, 32)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("crop", ["resized", "shift"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_gpu_s_batches_are_those_of_a_cpu(strategy: str, crop: str, tmp_path: Path) -> None:
+    """Crops are rounded once more on a CPU; a stream's crops, and all shifts, are the same bytes."""
+    recipe = _asking(strategy, **{"augmentation.crop": crop, "augmentation.cutmix": 1.0})
+    images = [photographs.photograph(number) for number in range(NUM_IMAGES)]
+    split = photographs.write_pixel_set(tmp_path, recipe, images).splits["train"]
+    found = {}
+    for device in (CPU, torch.device("cuda", 0)):
+        opened = Loader(split, recipe, NUM_IMAGES, device)
+        assert opened.strategy == strategy
+        found[device.type] = [batch for epoch in (0, 1) for batch in opened.batches(epoch)]
+        torch.cuda.synchronize()
+        opened.close()
+    for on_cpu, on_gpu in zip(found["cpu"], found["cuda"], strict=True):
+        assert on_gpu.pixels.device.type == on_gpu.labels.device.type == "cuda"
+        assert torch.equal(on_gpu.labels.cpu(), on_cpu.labels)
+        assert torch.equal(on_gpu.weights.cpu(), on_cpu.weights)
+        assert on_cpu.other_labels is not None
+        assert on_gpu.other_labels is not None
+        assert torch.equal(on_gpu.other_labels.cpu(), on_cpu.other_labels)
+        difference = (on_gpu.pixels.cpu().int() - on_cpu.pixels.int()).abs()
+        same = crop == "shift" or strategy == "stream"
+        assert int(difference.max()) <= (0 if same else 1)
+
+
 def test_shifted_images_are_evaluation_pixels_moved_when_streamed_too(tmp_path: Path) -> None:
     images = [photographs.photograph(number) for number in range(6)]
     shifted = {"augmentation.crop": "shift", "augmentation.flip": "none", "training.batch_size": 6}
@@ -147,7 +174,7 @@ def test_shifted_images_are_evaluation_pixels_moved_when_streamed_too(tmp_path: 
         split = photographs.write_pixel_set(tmp_path, recipe, images).splits["train"]
         (batch,) = _batches(split, override(recipe, {"augmentation.shift_share": 0.0, "augmentation.erasing": 0.0}))
         batches.append({int(label): pixels for label, pixels in zip(batch.labels, batch.pixels, strict=True)})
-        assert not isinstance(split.images, EncodedImages) or strategy == "stream"
+        assert isinstance(split.images, EncodedImages) is (strategy == "stream")
     assert all(torch.equal(batches[0][label], batches[1][label]) for label in range(6))
 
 
@@ -221,9 +248,10 @@ def test_no_thread_is_left(splits: dict[str, Split], strategy: str) -> None:
     with _opened(splits[strategy], _asking(strategy)) as opened:
         batches = opened.batches(0)
         next(batches)
-        assert isinstance(batches, Iterator)
+        # Else the last assertion would hold whatever `close` does.
+        assert (set(threading.enumerate()) == before) is (strategy == "resident")
         batches.close()  # type: ignore[attr-defined]
-        list(opened.batches(1))
+        assert len(list(opened.batches(1))) == 3
     assert set(threading.enumerate()) == before
 
 
