@@ -4,7 +4,7 @@ The decay is chosen on the validation split, and what standardized the embedding
 training starts over: it takes seconds.
 
 Of the recipe's `training` section only weight_decay, label_smoothing, class_balance, device, deterministic and threads
-mean something here; there is nothing to augment.
+mean something here; there is nothing to augment, neither in training nor in evaluation, which `core.recipe` refuses.
 """
 
 from __future__ import annotations

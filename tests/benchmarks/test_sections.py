@@ -22,9 +22,9 @@ from bench.training import airbench
 from bench.training.cifar import load_recipe
 
 from pipelines.core.errors import SourceError, UserError
-from pipelines.core.recipe import Training, from_dict
+from pipelines.core.recipe import Model, Training, from_dict
 from pipelines.core.workers import num_cores
-from pipelines.training import devices
+from pipelines.training import devices, networks
 
 TINY = """
 [preprocessing]
@@ -184,6 +184,17 @@ def test_our_side_of_airbench_trains_and_is_judged_on_test(images: Photographs, 
     turn = airbench.ours(decode_all(dataclasses.replace(images, files=files), recipe), recipe, tmp_path / "out")
     assert turn.seconds > 0
     assert 0 <= turn.accuracy <= 1
+
+
+def test_our_seconds_begin_with_the_whitening() -> None:
+    network = networks.build(Model(backbone="airbench", embedding_dim=0, width=0.25), 3)
+    start = airbench.Start()
+    with start.noted():
+        network.initialize(torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8))
+    at = start.at
+    assert at > 0
+    start.on_start([], 1)
+    assert start.at == at
 
 
 def test_airbench_without_a_script_says_what_to_name() -> None:

@@ -135,7 +135,7 @@ class Control:
         return Run(seconds=float(self._seen[-1]["time_seconds"]), accuracy=accuracy)
 
 
-class _Start(Observer):
+class Start(Observer):
     """When a training's first work begins: its whitening, or its first step where there is nothing to initialize."""
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ class _Start(Observer):
 
 def ours(data: PixelSet, recipe: Recipe, out: Path) -> Run:
     """Training, validation, checkpoints, history and files of `trainer.train`; then the test images."""
-    clock, start = EpochClock(), _Start()
+    clock, start = EpochClock(), Start()
     with start.noted():
         train_pixels(data, recipe, out, [clock, start])
     compile_s = clock.curve.compile_s
