@@ -169,7 +169,7 @@ def _repeated(files: Sequence[Photograph], batch: int, workers: int, options: ar
     still there, and begin anew.
     """
     turns = 3 * options.rounds + 1  # the most that there can be, and warming up
-    needed = batch * turns * (_steps(options) + 2 * workers)
+    needed: int = batch * turns * (_steps(options) + 2 * workers)
     return list(files) * -(-needed // len(files))
 
 
