@@ -58,6 +58,7 @@ def _train(folder: Path, names: list[str]) -> int:
     for name in names:
         networks.build = _BUILDERS.get(name, _build)
         arguments = ["--recipe", folder / f"{name}.toml", "--data", folder / "data", "--out", folder / name]
+        arguments += ["--checkpoint-every", "0"]
         code = main([str(argument) for argument in arguments])
         if code:
             return code
