@@ -17,6 +17,8 @@ _CODE = (
     "pipelines.steps.prepare_embedded",
     "pipelines.steps.train",
     "pipelines.steps.export",
+    "pipelines.adapters.features",
+    "pipelines.adapters.quantization",
 )
 """What made a model, from the list of images to the package."""
 _TRAIN_SECTIONS = ("model", "training", "augmentation", "loading", "evaluation")
