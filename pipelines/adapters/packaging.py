@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.core.archives import unpack
 from pipelines.core.closure import closure
 from pipelines.core.deployments import Build
 from pipelines.core.errors import IntegrityError, PlatformError
@@ -174,8 +175,7 @@ class BentoArchives:
             found = sha256_file(archive)
             if found != build.bento_digest:
                 raise IntegrityError(f"{archive}: digest {found} where {build.bento_digest} was deployed")
-            with tarfile.open(archive) as tar:
-                tar.extractall(scratch / "bento", filter="data")
+            unpack(archive, scratch / "bento")
             try:
                 (scratch / "bento").rename(folder)
             except OSError:

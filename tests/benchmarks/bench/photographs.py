@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipelines.core.archives import unpack
 from pipelines.core.errors import SourceError
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -100,8 +100,7 @@ def _with_val(found: Photographs) -> Photographs:
 def _unpacked(path: Path, folder: Path) -> Path:
     if not folder.is_dir():
         partial = folder.with_name("unpacking")
-        with tarfile.open(path) as tar:
-            tar.extractall(partial, filter="data")
+        unpack(path, partial)
         partial.replace(folder)
     return folder
 
