@@ -12,11 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.core import embedded, embedding, layout, pixelset, preparation
-from pipelines.core.datasets import blob_key
-from pipelines.core.errors import NotFound, SourceError
+from pipelines.core import embedded, embedding, layout, pixelset, preparation, training_rows
+from pipelines.core.errors import NotFound
 from pipelines.core.ports import FeatureRepository
-from pipelines.core.preparation import Images
 from pipelines.core.recipe import Preprocessing, Recipe
 from pipelines.core.storage import Storage, opener_of
 from pipelines.core.values import Prepared
@@ -24,7 +22,6 @@ from pipelines.core.values import Prepared
 log = logging.getLogger(__name__)
 
 _MAX_CALIBRATION = 1000
-_MEND = "ingest its interval again, or withdraw the image"
 
 
 def prepare_embedded(
@@ -43,11 +40,8 @@ def prepare_embedded(
     in the embedder's size and fit, whatever the recipe's `preprocessing` says. Raises NotFound where images have no
     embedding, SourceError for no training images, DarkroomError naming a stored image that does not decode.
     """
-    table = pq.read_table(training_set, columns=["image_id", "label", "split", "weight"])
-    parts = {split: table.filter(pc.equal(table.column("split"), split)) for split in ("train", "val")}
+    parts = training_rows.read(training_set)
     counts = {split: part.num_rows for split, part in parts.items()}
-    if not counts["train"]:
-        raise SourceError(f"{training_set}: no row of split 'train'; lower split.val_share and split.test_share")
     view = embedding.view_name(recipe.features.embedding)
     known = pq.read_table(snapshot_manifest, columns=["image_id", "event_timestamp", "interval"])
     for split, part in parts.items():
@@ -75,13 +69,16 @@ def _write_pixels(
     labels = {name: label for label, name in enumerate(class_names)}
     train = parts["train"]
     chosen = np.unique(np.linspace(0, train.num_rows - 1, min(_MAX_CALIBRATION, train.num_rows)).astype(np.int64))
-    splits = {pixelset.CALIBRATION: _images(train.take(chosen), labels), "val": _images(parts["val"], labels)}
+    splits = {
+        pixelset.CALIBRATION: training_rows.images(train.take(chosen), labels),
+        "val": training_rows.images(parts["val"], labels),
+    }
     like = layout.evaluation(recipe)
     _tell_of_other_pixels(recipe)
-    preparation.write(splits, dict.fromkeys(splits, like), opener_of(storage), out, _MEND)
+    preparation.write(splits, dict.fromkeys(splits, like), opener_of(storage), out, training_rows.MEND)
     counts = {split: len(images) for split, images in splits.items()}
     pixelset.write_index(out, class_names=class_names, preprocessing=like.spec.to_json(), splits=counts)
-    every = _images(train, labels)
+    every = training_rows.images(train, labels)
     pixelset.write_split(out, "train", labels=every.labels, weights=every.weights, ids=every.ids)
 
 
@@ -93,13 +90,3 @@ def _tell_of_other_pixels(recipe: Recipe) -> None:
             "preprocessing = %d x %d %s: not used, pixels of training.mode = 'head' are the embedding's, %d x %d %s",
             *(asked.height, asked.width, asked.fit, taken.height, taken.width, taken.fit),
         )
-
-
-def _images(part: pa.Table, labels: Mapping[str, int]) -> Images:
-    ids = part.column("image_id").to_pylist()
-    return Images(
-        keys=[blob_key(image_id) for image_id in ids],
-        ids=ids,
-        labels=[labels[name] for name in part.column("label").to_pylist()],
-        weights=part.column("weight").to_pylist(),
-    )

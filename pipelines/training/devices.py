@@ -83,10 +83,17 @@ def should_compile(choice: str, device: torch.device) -> bool:
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None and has_compiler
 
 
+def is_fast_at_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def _precision(choice: str, device: torch.device) -> str:
     if choice != "auto":
         return choice
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    has = torch.cpu.get_capabilities()
-    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
+    if is_fast_at_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"

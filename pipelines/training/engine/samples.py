@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.core.errors import ImageError
+from pipelines.core.errors import ImageError, UserError
 from pipelines.core.pixelset import EncodedImages, Pixels, Split
 from pipelines.core.preprocessing import preprocess, spec_of
 from pipelines.core.recipe import Preprocessing
@@ -17,7 +17,10 @@ _MOST_ENCODED = 1000  # some seconds to decode
 
 
 def samples(split: Split, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [N, H, W, 3] on the CPU at the model's size: images from all over the split, the same ones every time."""
+    """uint8 [N, H, W, 3] on the CPU at the model's size: images from all over the split, the same ones every time.
+
+    Raises UserError where none of them decodes.
+    """
     most = _MOST_ENCODED if isinstance(split.images, EncodedImages) else _MOST_DECODED
     rows = np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64)
     if isinstance(split.images, EncodedImages):
@@ -37,4 +40,6 @@ def _decoded(images: EncodedImages, rows: list[int], preprocessing: Preprocessin
             found.append(preprocess(images.data(row), spec_of(preprocessing)))
         except ImageError:  # the loader names it when its turn comes
             continue
+    if not found:
+        raise UserError(f"none of {len(rows)} training images decodes: their files are damaged; prepare them again")
     return torch.from_numpy(np.stack(found))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.training.devices import is_fast_at_bf16
+
 # The quintic whose slope at zero is steepest: singular values end between about 0.7 and 1.2 instead of at 1, in fewer
 # steps, which trains as well.
 _LINEAR, _CUBIC, _QUINTIC = 3.4445, -4.7750, 2.0315
@@ -126,9 +128,4 @@ def _normalize(parameters: list[Tensor]) -> None:
 @functools.cache
 def _fast_format(device: torch.device) -> torch.dtype:
     """bfloat16 where there are instructions for it: three digits are enough here."""
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has = torch.cpu.get_capabilities()
-        fast = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if is_fast_at_bf16(device) else torch.float32
