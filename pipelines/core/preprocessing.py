@@ -150,7 +150,7 @@ def _only_image_errors(data: bytes) -> Iterator[None]:
     except MemoryError as error:
         raise PlatformError("too little memory to decode an image") from error
     except Exception as error:  # the one place where every decoder error ends
-        text = f"{type(error).__name__}: {error}"
+        text = str(error) or type(error).__name__
         short = isinstance(error, EOFError) or "truncated" in text.lower()
         raise ImageError("truncated" if short else "corrupt", text[:200]) from error
 
