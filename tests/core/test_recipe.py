@@ -9,7 +9,7 @@ import pytest
 from pipelines.core import recipe as recipes
 from pipelines.core.errors import RecipeError
 
-SHIPPED = Path(recipes.__file__).resolve().parents[1] / "recipes"
+SHIPPED = Path(recipes.__file__).resolve().parents[2] / "recipes"
 
 
 def test_every_shipped_recipe_loads() -> None:

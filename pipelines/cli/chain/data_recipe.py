@@ -204,7 +204,7 @@ def compose(name: str, uri: str, found: Inspection) -> str:
     return f"""\
 # {found.num_images:,} images of {len(found.class_names)} classes, typically {found.side_px} px on the shorter side.
 # Written by `darkroom run`; edit it as you like, it is not written again.
-# Keys that are not here have their defaults; pipelines/core/recipe.py lists and explains every one.
+# Keys that are not here have their defaults; pipelines/core/recipe/sections.py lists and explains every one.
 name = "{name}"
 
 [source]
