@@ -1,42 +1,28 @@
-"""What the classifier does, knowing no transport. HTTP converts to and from it; gRPC will too."""
+"""What the classifier does, knowing no transport: REST, gRPC and WebSocket convert to and from it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from bentos.kit.errors import Overloaded
+from bentos.classifier import identity
+from bentos.classifier.engine import Engine
+from bentos.classifier.identity import Identity
 from bentos.kit.settings import ServiceSettings
-from bentos.kit.telemetry import CLASSIFY_SECONDS, MODEL, WAITING
+from bentos.kit.telemetry import MODEL
 from pipelines.core import model_package
-from pipelines.core.errors import IntegrityError, NotFound
-from pipelines.core.inference import Classifier
-
-T = TypeVar("T")
-
-IDENTITY = "identity.json"
-"""Beside the model package: {"model", "version", "package_digest"}, written when the bento was built."""
+from pipelines.core.errors import NotFound
+from pipelines.core.inference import Classifier, Outputs
+from pipelines.core.pixelset import Pixels
 
 logger = logging.getLogger("darkroom.classifier")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Which registered version this is."""
-
-    model_name: str
-    model_version: str
-    package_digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +41,14 @@ class Classification:
     identity: Identity
 
 
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """An image as a point, for search and clustering."""
+
+    values: tuple[float, ...]
+    identity: Identity
+
+
 class Dataplane:
     """A loaded, verified model and the threads that work on it."""
 
@@ -62,14 +56,19 @@ class Dataplane:
         """Load and verify. Raises IntegrityError where package or preprocessing are not what was registered."""
         started = time.perf_counter()
         self.settings = settings
-        self.identity = _identity(settings.model_folder)
+        self.identity = identity.read(settings.model_folder)
         package = model_package.load(settings.model_folder, digest=self.identity.package_digest)
         self.classifier = Classifier(package, threads=settings.threads, provider=settings.provider)
         self.class_names = package.class_names
         # The first run allocates; a client should not wait for it.
         self.classifier.predict_bytes([package.read(package.golden[0].file)])
-        self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="classify")
-        self._num_waiting = 0
+        self.engine = Engine(
+            self.classifier,
+            threads=settings.concurrency,
+            max_batch=settings.max_batch,
+            max_waiting=settings.max_waiting,
+            max_wait_s=settings.max_wait_s,
+        )
         MODEL.labels(
             self.identity.model_name,
             self.identity.model_version,
@@ -103,51 +102,52 @@ class Dataplane:
             "class_names": list(self.class_names),
         }
 
-    def check_name(self, model_name: str) -> None:
-        """Raises NotFound for the name of another model."""
+    def check_name(self, model_name: str, model_version: str = "") -> None:
+        """Raises NotFound for the name of another model, or another version of this one."""
         if model_name != self.identity.model_name:
             raise NotFound(f"model {model_name!r}: this process serves {self.identity.model_name!r}")
+        if model_version not in ("", self.identity.model_version):
+            raise NotFound(
+                f"model {model_name!r} version {model_version!r}: this process serves version "
+                f"{self.identity.model_version}"
+            )
 
-    async def classify(self, image: bytes, top_k: int | None = None) -> Classification:
-        """Classes of one encoded image. Raises ImageError, or Overloaded where too many wait."""
-        return await self._in_thread(lambda: self._classify(image, top_k or self.settings.top_k))
+    async def classify(self, image: bytes, top_k: int | None = None, threshold: float = 0.0) -> Classification:
+        """The most probable classes of one encoded image, none below the threshold.
 
-    def _classify(self, image: bytes, top_k: int) -> Classification:
-        with CLASSIFY_SECONDS.time():
-            probabilities = self.classifier.predict_bytes([image]).probabilities[0]
-        labels = np.argsort(-probabilities, kind="stable")[:top_k]
+        Raises ImageError, or Overloaded where too many wait.
+        """
+        outputs = await self.engine.run([image])
+        probabilities = outputs.probabilities[0]
+        labels = np.argsort(-probabilities, kind="stable")[: top_k or self.settings.top_k].tolist()
+        found = probabilities[labels].tolist()
         return Classification(
             predictions=tuple(
-                Prediction(
-                    class_name=self.class_names[label], label=int(label), probability=float(probabilities[label])
-                )
-                for label in labels
+                Prediction(class_name=self.class_names[label], label=label, probability=probability)
+                for label, probability in zip(labels, found, strict=True)
+                if probability >= threshold
             ),
             identity=self.identity,
         )
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        if self._num_waiting >= self.settings.max_waiting:
-            raise Overloaded(self._num_waiting)
-        self._num_waiting += 1
-        WAITING.set(self._num_waiting)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        finally:
-            self._num_waiting -= 1
-            WAITING.set(self._num_waiting)
+    async def embed(self, image: bytes) -> Embedding:
+        """The embedding of one encoded image. Raises ImageError, or Overloaded where too many wait."""
+        outputs = await self.engine.run([image])
+        return Embedding(values=tuple(outputs.embedding[0].tolist()), identity=self.identity)
+
+    async def infer(self, images: Sequence[bytes], pixels_NHWC: Pixels | None) -> Outputs:  # noqa: N803
+        """Everything the model says of encoded images, or of pixels uint8 [N, H, W, 3].
+
+        Raises ImageError for the first image that is refused, naming its place; Overloaded where too many wait.
+        """
+        size = self.settings.max_batch
+        if pixels_NHWC is not None:
+            parts = [pixels_NHWC[first : first + size] for first in range(0, len(pixels_NHWC), size)]
+            return Outputs.joined(await asyncio.gather(*(self.engine.run_pixels(part) for part in parts)))
+        starts = range(0, len(images), size)
+        return Outputs.joined(
+            await asyncio.gather(*(self.engine.run(images[first : first + size], first) for first in starts))
+        )
 
     def close(self) -> None:
-        self._threads.shutdown(wait=True)
-
-
-def _identity(folder: Path) -> Identity:
-    """Raises IntegrityError where the bento was not built with one."""
-    path = folder.parent / IDENTITY
-    try:
-        table = json.loads(path.read_text("utf-8"))
-        return Identity(
-            model_name=table["model"], model_version=str(table["version"]), package_digest=table["package_digest"]
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path}: not readable ({error!r}); build the bento again") from error
+        self.engine.close()

@@ -16,13 +16,14 @@ async def read_file(request: Request, max_bytes: int) -> bytes:
 
     Raises RequestRefused for a body that is too large, cut off, or a form without exactly one file.
     """
-    body = await _bounded(request, max_bytes)
+    body = await read_body(request, max_bytes)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":
         return await _only_file(request.headers, body)
     return body
 
 
-async def _bounded(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises RequestRefused where it is too large or cut off."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,6 +25,17 @@ _IMAGE_STATUS = {
 """Any other reason (truncated, corrupt) is an image that we read and cannot use: 422."""
 
 
+_GRPC_STATUS = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+}
+"""Every other refusal is of what the client sent: INVALID_ARGUMENT."""
+
+
 class RequestRefused(UserError):
     """A request that is wrong before any image is looked at."""
 
@@ -34,10 +46,11 @@ class RequestRefused(UserError):
 
 
 class Overloaded(RequestRefused):
-    """More requests wait than this process will ever answer in time."""
+    """More images wait than this process will answer in time."""
 
-    def __init__(self, num_waiting: int) -> None:
-        super().__init__(503, "overloaded", f"{num_waiting} requests are waiting; try again later")
+    def __init__(self, num_waiting: int, retry_after_s: int = 1) -> None:
+        super().__init__(503, "overloaded", f"{num_waiting} images are waiting; try again later")
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +61,13 @@ class Problem:
     reason: str
     """Stable word for programs."""
     detail: str
+    retry_after_s: int | None = None
 
 
 def problem_of(error: Exception) -> Problem:
     """The problem that stands for an error."""
+    if isinstance(error, Overloaded):
+        return Problem(status=503, reason=error.reason, detail=str(error), retry_after_s=error.retry_after_s)
     if isinstance(error, ImageError):
         return Problem(status=_IMAGE_STATUS.get(error.reason, 422), reason=error.reason, detail=error.detail)
     if isinstance(error, RequestRefused):
@@ -66,6 +82,25 @@ def problem_of(error: Exception) -> Problem:
     return Problem(status=500, reason="internal_error", detail="the server failed; its log has the request id")
 
 
+def problem_table(problem: Problem, request_id: str) -> dict[str, Any]:
+    """The JSON of RFC 9457."""
+    return {
+        "type": f"urn:darkroom:problem:{problem.reason}",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "reason": problem.reason,
+        "request_id": request_id,
+    }
+
+
+def grpc_status(problem: Problem) -> Any:
+    """The grpc.StatusCode for a problem; grpc is imported where it is used only."""
+    import grpc
+
+    return grpc.StatusCode[_GRPC_STATUS.get(problem.status, "INVALID_ARGUMENT")]
+
+
 async def respond(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for every error."""
     problem = problem_of(error)
@@ -73,17 +108,10 @@ async def respond(request: Request, error: Exception) -> Response:
     if problem.status == 500:
         logger.error("unexpected error", exc_info=error, extra={"request_id": request_id(request)})
     headers = dict(getattr(error, "headers", None) or {})
-    if problem.status == 503:
-        headers["Retry-After"] = "1"
+    if problem.retry_after_s is not None:
+        headers["Retry-After"] = str(problem.retry_after_s)
     return JSONResponse(
-        {
-            "type": f"urn:darkroom:problem:{problem.reason}",
-            "title": HTTPStatus(problem.status).phrase,
-            "status": problem.status,
-            "detail": problem.detail,
-            "reason": problem.reason,
-            "request_id": request_id(request),
-        },
+        problem_table(problem, request_id(request)),
         status_code=problem.status,
         headers=headers,
         media_type="application/problem+json",

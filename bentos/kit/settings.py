@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.core.cores import num_cores
 from pipelines.core.errors import UserError
 
 
@@ -20,14 +21,25 @@ class ServiceSettings:
     threads: int
     """Threads of the model for one request."""
     concurrency: int
-    """Images that are decoded and classified at once."""
+    """Batches that are decoded and classified at once."""
+    max_batch: int
+    """Images that the model takes at once."""
     max_waiting: int
-    """Requests beyond these are refused with 503 instead of queueing."""
+    """Images beyond these are refused with 503 instead of queueing."""
+    max_wait_s: float
+    """So are those that would wait longer than this."""
+    max_images: int
+    """Images of one request of the Open Inference Protocol."""
     max_body_bytes: int
     top_k: int
     """Classes in an answer unless the request asks otherwise."""
     provider: str
     """auto, cpu or cuda."""
+    grpc_port: int
+    """0: no gRPC."""
+    grpc_host: str
+    drain_timeout_s: float
+    """What gRPC calls in flight have to finish when the process is asked to end."""
 
 
 def load(default_model_folder: Path) -> ServiceSettings:
@@ -37,19 +49,25 @@ def load(default_model_folder: Path) -> ServiceSettings:
         model_folder=Path(os.environ.get("DARKROOM_MODEL_FOLDER") or default_model_folder),
         cluster=os.environ.get("DARKROOM_CLUSTER") or "",
         threads=threads,
-        # One more than the model keeps busy, so that the next image is decoded meanwhile.
-        concurrency=_number("DARKROOM_CONCURRENCY", threads + 1, maximum=1024),
+        # Every core has a batch; the supervisor divides them between the processes of a deployment.
+        concurrency=_number("DARKROOM_CONCURRENCY", max(1, num_cores() // threads), maximum=1024),
+        max_batch=_number("DARKROOM_MAX_BATCH", 32, maximum=1024),
         max_waiting=_number("DARKROOM_MAX_WAITING", 256, maximum=100_000),
+        max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 2000, maximum=600_000) / 1000,
+        max_images=_number("DARKROOM_MAX_IMAGES", 64, maximum=100_000),
         max_body_bytes=_number("DARKROOM_MAX_BODY_BYTES", 20 * 1024 * 1024, maximum=2**31),
         top_k=_number("DARKROOM_TOP_K", 5, maximum=1000),
         provider=_choice("DARKROOM_PROVIDER", ("auto", "cpu", "cuda")),
+        grpc_port=_number("DARKROOM_GRPC_PORT", 0, minimum=0, maximum=65535),
+        grpc_host=os.environ.get("DARKROOM_GRPC_HOST") or "127.0.0.1",
+        drain_timeout_s=_number("DARKROOM_DRAIN_TIMEOUT_S", 30, maximum=3600),
     )
 
 
-def _number(name: str, default: int, *, maximum: int) -> int:
+def _number(name: str, default: int, *, maximum: int, minimum: int = 1) -> int:
     text = os.environ.get(name) or str(default)
-    if not text.isdecimal() or not 1 <= int(text) <= maximum:
-        raise UserError(f"{name}={text!r}: expected a number from 1 to {maximum}")
+    if not text.isdecimal() or not minimum <= int(text) <= maximum:
+        raise UserError(f"{name}={text!r}: expected a number from {minimum} to {maximum}")
     return int(text)
 
 

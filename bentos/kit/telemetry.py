@@ -29,10 +29,22 @@ REQUEST_SECONDS = Histogram(
     buckets=_SECONDS,
     registry=REGISTRY,
 )
-CLASSIFY_SECONDS = Histogram(
-    "darkroom_classify_seconds", "Decoding and model, of one image.", buckets=_SECONDS, registry=REGISTRY
+_STAGES = Histogram(
+    "darkroom_stage_seconds",
+    "Of a request: its wait for a thread. Of a batch: decoding its images, and the model.",
+    ("stage",),
+    buckets=_SECONDS,
+    registry=REGISTRY,
 )
-WAITING = Gauge("darkroom_waiting_requests", "Images that wait for a thread or are in one.", registry=REGISTRY)
+STAGE_SECONDS = {stage: _STAGES.labels(stage) for stage in ("queue", "decode", "model")}
+BATCH_IMAGES = Histogram(
+    "darkroom_batch_images",
+    "Images that went through the model together.",
+    buckets=(1, 2, 4, 8, 16, 32, 64),
+    registry=REGISTRY,
+)
+WAITING = Gauge("darkroom_waiting_images", "Images that wait for a thread or are in one.", registry=REGISTRY)
+STREAMS = Gauge("darkroom_open_streams", "WebSocket connections.", registry=REGISTRY)
 REFUSED = Counter("darkroom_refused_requests", "Requests answered by a problem.", ("reason",), registry=REGISTRY)
 MODEL = Gauge(
     "darkroom_model_info",
@@ -82,26 +94,31 @@ class Observed:
         try:
             await self.app(scope, receive, observed_send)
         finally:
-            _count(scope, status, time.perf_counter() - started)
+            route = str(scope.get("route_name", "other"))
+            if route != "other" or status >= 400:  # else a probe
+                reason = str(scope.get("problem_reason", "none"))
+                count(route, status, reason, time.perf_counter() - started, request_id, scope["path"])
 
 
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _ACCEPTED_ID.fullmatch(value):
-            return str(value, "ascii")
-    return uuid.uuid4().hex
+        if name == b"x-request-id":
+            return accepted_request_id(value)
+    return accepted_request_id(b"")
 
 
-def _count(scope: Scope, status: int, seconds: float) -> None:
-    route = str(scope.get("route_name", "other"))
-    if route == "other" and status < 400:
-        return  # probes
+def accepted_request_id(given: bytes) -> str:
+    """The client's id where it is one that can be logged as it is; else a new one."""
+    return str(given, "ascii") if _ACCEPTED_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def count(route: str, status: int, reason: str, seconds: float, request_id: str, path: str = "") -> None:
+    """One answered request: counters, and a log line where it was refused. `status` is HTTP's on every transport."""
     REQUESTS.labels(route, status).inc()
     REQUEST_SECONDS.labels(route).observe(seconds)
     if status >= 400:
-        reason = str(scope.get("problem_reason", "none"))
         REFUSED.labels(reason).inc()
-        fields = {"request_id": scope[REQUEST_ID], "status": status, "reason": reason, "path": scope["path"]}
+        fields = {"request_id": request_id, "route": route, "status": status, "reason": reason, "path": path}
         logger.info("refused", extra={**fields, "duration_ms": round(seconds * 1000, 2)})
 
 

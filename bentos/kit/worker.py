@@ -7,6 +7,7 @@ have a supervisor; this runs the worker that BentoML would start (a private modu
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -24,9 +25,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("bento", help="folder of the bento")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--grpc-port", type=int, default=0, help="0: no gRPC")
     parser.add_argument("--drain-timeout", type=int, default=30, metavar="SECONDS")
     options = parser.parse_args(arguments)
 
+    # The service reads its settings where BentoML imports it.
+    os.environ["DARKROOM_GRPC_PORT"] = str(options.grpc_port)
+    os.environ["DARKROOM_GRPC_HOST"] = options.host
+    os.environ["DARKROOM_DRAIN_TIMEOUT_S"] = str(max(1, options.drain_timeout))
     from _bentoml_impl.worker.service import main as serve
 
     # Bound, not yet listening: connections are refused until the model is loaded and proved.

@@ -36,7 +36,18 @@ a change elsewhere leaves it as it is."""
 BUILD_TIMEOUT_S = 120
 
 # What the serving code imports itself, in the installed versions. BentoML puts its own pin beside them.
-_COMMON = ("numpy", "pillow", "prometheus-client", "python-multipart", "starlette")
+_COMMON = (
+    "grpcio",
+    "grpcio-health-checking",
+    "grpcio-reflection",
+    "numpy",
+    "pillow",
+    "prometheus-client",
+    "protobuf",
+    "python-multipart",
+    "starlette",
+    "websockets",
+)
 REQUIREMENTS = {
     "requirements.txt": {"onnxruntime": "onnxruntime-gpu"},
     "requirements-cuda.txt": {"onnxruntime-gpu[cuda,cudnn]": "onnxruntime-gpu"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.core.cores import num_cores
 from pipelines.core.errors import ImageError, UserError
 from pipelines.core.inference import Classifier
 from pipelines.core.metrics import Metrics, measure
@@ -18,7 +19,6 @@ from pipelines.core.results import to_json
 from pipelines.core.scoring import score_each
 from pipelines.core.sources import SourceFile, open_source
 from pipelines.core.sources.files import Reader
-from pipelines.core.workers import num_cores
 
 if TYPE_CHECKING:
     from pipelines.core.model_package import ModelPackage

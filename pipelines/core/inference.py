@@ -20,6 +20,7 @@ from pipelines.core.preprocessing import preprocess
 
 INPUT = "pixels_NHWC"
 OUTPUTS = ("logits", "probabilities", "embedding")
+_NAMES = list(OUTPUTS)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -33,6 +34,18 @@ class Outputs:
     """[N, num classes], after the temperature."""
     embedding: NDArray[np.float32]
     """[N, embedding_dim]."""
+
+    def part(self, start: int, stop: int) -> Outputs:
+        """Those of some images, as views."""
+        rows = slice(start, stop)
+        return Outputs(logits=self.logits[rows], probabilities=self.probabilities[rows], embedding=self.embedding[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """One after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS})
 
 
 class Runtime:
@@ -49,18 +62,21 @@ class Runtime:
         self._session = _open_session(model, self.provider, threads)
         self.num_classes, self.embedding_dim = _check_contract(self._session)
 
+    def run_batch(self, pixels_NHWC: Pixels) -> Outputs:  # noqa: N803
+        """Answers to uint8 [N, H, W, 3] in one run of the model."""
+        logits, probabilities, embedding = self._session.run(_NAMES, {INPUT: pixels_NHWC})
+        return Outputs(logits=logits, probabilities=probabilities, embedding=embedding)
+
     def run(self, num_images: int, pixels_of: Callable[[int], Pixels]) -> Outputs:
         """Answers to images 0..N-1, in batches of at most `batch_size`: memory is bounded whatever N is."""
-        batches: list[list[NDArray[np.float32]]] = []
+        batches: list[Outputs] = []
         for start in range(0, num_images, self.batch_size):
             positions = range(start, min(start + self.batch_size, num_images))
-            pixels = np.stack([pixels_of(position) for position in positions])
-            batches.append(self._session.run(list(OUTPUTS), {INPUT: pixels}))
+            batches.append(self.run_batch(np.stack([pixels_of(position) for position in positions])))
         if not batches:
             empty = np.zeros((0, self.num_classes), np.float32)
             return Outputs(logits=empty, probabilities=empty, embedding=np.zeros((0, self.embedding_dim), np.float32))
-        logits, probabilities, embedding = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-        return Outputs(logits=logits, probabilities=probabilities, embedding=embedding)
+        return Outputs.joined(batches)
 
 
 class Classifier:
@@ -92,10 +108,18 @@ class Classifier:
         """`cpu` or `cuda`."""
         return self._runtime.provider
 
+    @property
+    def embedding_dim(self) -> int:
+        return self._runtime.embedding_dim
+
     def predict_bytes(self, images: Sequence[bytes]) -> Outputs:
         """Answers to encoded images. Raises ImageError for the first one that is refused."""
         spec = self.package.preprocessing
         return self._runtime.run(len(images), lambda position: preprocess(images[position], spec))
+
+    def predict_batch(self, pixels_NHWC: Pixels) -> Outputs:  # noqa: N803
+        """Answers to preprocessed images, uint8 [N, H, W, 3], in one run of the model."""
+        return self._runtime.run_batch(pixels_NHWC)
 
     def predict_pixels(self, pixels_NHWC: Pixels) -> Outputs:  # noqa: N803
         """Answers to preprocessed images, uint8 [N, H, W, 3]."""

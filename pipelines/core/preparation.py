@@ -9,13 +9,14 @@ from pathlib import Path
 
 from pipelines.core import decoding, pixelset
 from pipelines.core.ahead import ahead
+from pipelines.core.cores import num_cores
 from pipelines.core.decoding import Row
 from pipelines.core.errors import DarkroomError, ImageError
 from pipelines.core.layout import Layout
 from pipelines.core.pixelset import EncodedWriter
 from pipelines.core.preprocessing import measure
 from pipelines.core.storage.interface import Storage
-from pipelines.core.workers import Workers, num_cores
+from pipelines.core.workers import Workers
 
 _CHUNK = 64
 _FEW = 2000

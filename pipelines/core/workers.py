@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipelines.core.errors import PlatformError
@@ -20,16 +19,6 @@ R = TypeVar("R")
 
 MAX_KILLERS = 5
 """Items that may end their worker before the machine, and not the items, is blamed."""
-
-
-def num_cores() -> int:
-    """Cores this process may use: those it is bound to, or fewer where its container has less CPU time."""
-    bound = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return bound if quota == "max" else max(1, min(bound, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return bound
 
 
 class Workers(Generic[T, R]):

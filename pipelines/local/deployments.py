@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipelines.adapters import database
-from pipelines.adapters.gateway import Gateway, View, answers
+from pipelines.adapters.gateway import Backend, Gateway, View, answers
 from pipelines.adapters.packaging import BentoArchives, folder_name
 from pipelines.core.deployments import Build, Deployment, Desired
 from pipelines.core.errors import DarkroomError, DeploymentFailed, PlatformError
@@ -156,8 +156,8 @@ class Reconciler:
             with self._lock:
                 fleets = {fleet.deployment.id: fleet for fleet in self._fleets.values() if fleet.attached}
                 view = View(
-                    clusters={fleet.cluster: fleet.ports() for fleet in fleets.values()},
-                    routes={model: {fleets[id_].cluster: 100} for model, id_ in self._routes.items() if id_ in fleets},
+                    clusters={fleet.cluster: fleet.endpoints() for fleet in fleets.values()},
+                    routes={model: (_backend(fleets[id_]),) for model, id_ in self._routes.items() if id_ in fleets},
                 )
             if confirm or view != self._written:
                 self._written = None
@@ -209,16 +209,16 @@ class Reconciler:
         with self._lock:
             self._fleets[deployment.id] = fleet
         self._wait(fleet, fleet.complete, deployment.spec.ready_timeout_s, "not ready")
-        for port in fleet.ports():
-            proved = prove(port, fleet.package(), deployment.build)
-            _say(f"{fleet.cluster}: port {port} answers {proved.num_images} golden images")
+        for process in fleet.endpoints():
+            proved = prove(process.port, fleet.package(), deployment.build)
+            _say(f"{fleet.cluster}: port {process.port} answers {proved.num_images} golden images")
         return fleet
 
     def _move(self, fleet: Fleet) -> None:
         """Traffic goes to a fleet, step by step; Envoy confirms each. Raises PlatformError, DeploymentFailed."""
         fleet.attached = True
         self._publish()
-        wanted = set(fleet.ports())
+        wanted = {port for process in fleet.endpoints() for port in (process.port, process.grpc_port)}
         self._wait(
             fleet, lambda: self._gateway.healthy_ports(fleet.cluster) >= wanted, GATEWAY_S, "the gateway's check failed"
         )
@@ -364,6 +364,10 @@ class Reconciler:
         """What a killed predecessor left half unpacked."""
         for path in self._bentos.glob(".partial-*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _backend(fleet: Fleet) -> Backend:
+    return Backend(cluster=fleet.cluster, version=str(fleet.deployment.build.version), weight=100)
 
 
 def _say(text: str) -> None:

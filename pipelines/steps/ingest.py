@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.core import inspection, manifest
+from pipelines.core.cores import num_cores
 from pipelines.core.errors import ImageError
 from pipelines.core.inspection import Address, Answer, Inspected, Refused
 from pipelines.core.sources.files import Reader
 from pipelines.core.storage import Storage
 from pipelines.core.values import Ingested
-from pipelines.core.workers import Workers, num_cores
+from pipelines.core.workers import Workers
 
 _CHUNK = 64
 _FEW = 300

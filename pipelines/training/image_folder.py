@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.core import layout, pixelset, preparation
+from pipelines.core.cores import num_cores
 from pipelines.core.errors import DarkroomError, SourceError
 from pipelines.core.pixelset import PixelSet
 from pipelines.core.preparation import Images
 from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe, digest_of
 from pipelines.core.storage.local import LocalStorage
-from pipelines.core.workers import num_cores
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val"}
 _SEAL = "made-of"

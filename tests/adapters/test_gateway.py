@@ -6,14 +6,17 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 from serving_platform import ask, wait_until
 
-from pipelines.adapters.gateway import Gateway, View, access_log, envoy_argv, write_initial
+from bentos.classifier.oip import inference_pb2 as messages
+from pipelines.adapters.gateway import Backend, Endpoint, Gateway, View, access_log, envoy_argv, write_initial
 from pipelines.core.errors import PlatformError
 from pipelines.local.process import ManagedProcess, environment
 from pipelines.settings import Settings
@@ -71,12 +74,25 @@ def gateway(home_settings: Settings) -> Iterator[Gateway]:
         yield running
 
 
+def view(clusters: dict[str, tuple[int, ...]], routes: dict[str, dict[str, int]] | None = None) -> View:
+    """Clusters of ports that stand for gRPC too, and routes of weights by cluster."""
+    return View(
+        clusters={
+            name: tuple(Endpoint(port=port, grpc_port=port) for port in ports) for name, ports in clusters.items()
+        },
+        routes={
+            model: tuple(Backend(cluster=name, version="1", weight=weight) for name, weight in weights.items())
+            for model, weights in (routes or {}).items()
+        },
+    )
+
+
 def route(gateway: Gateway, clusters: dict[str, tuple[int, ...]], routes: dict[str, dict[str, int]]) -> None:
     """Add the clusters, wait for health, then route."""
-    gateway.apply(View(clusters=clusters))
+    gateway.apply(view(clusters))
     for name, ports in clusters.items():
         wait_until(lambda name=name, ports=ports: gateway.healthy_ports(name) == set(ports))  # type: ignore[misc]
-    gateway.apply(View(clusters=clusters, routes=routes))
+    gateway.apply(view(clusters, routes))
 
 
 def test_nothing_deployed_is_a_problem_and_not_a_mystery(gateway: Gateway, home_settings: Settings) -> None:
@@ -117,7 +133,7 @@ def test_a_request_id_is_kept_to_the_letter(gateway: Gateway, home_settings: Set
 
 def test_a_port_that_belongs_to_somebody_else_is_never_used(gateway: Gateway, home_settings: Settings) -> None:
     with server("digits-v1-1") as mine, server("another") as foreign:
-        gateway.apply(View(clusters={"digits-v1-1": (mine, foreign)}, routes={"digits": {"digits-v1-1": 100}}))
+        gateway.apply(view({"digits-v1-1": (mine, foreign)}, {"digits": {"digits-v1-1": 100}}))
         wait_until(lambda: gateway.healthy_ports("digits-v1-1") == {mine})
         answers = [ask(home_settings.gateway_port, "/v1/classify", b"x")[1]["cluster"] for _ in range(10)]
     assert set(answers) == {"digits-v1-1"}
@@ -146,12 +162,108 @@ def test_weights_share_the_traffic(gateway: Gateway, home_settings: Settings) ->
     assert answers == {"a", "b"}
 
 
+# --- calls by gRPC -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def called(name: str) -> Iterator[Endpoint]:
+    """A process whose gRPC methods answer with its name, whatever is called."""
+
+    def answer(message: bytes, _: grpc.ServicerContext) -> bytes:
+        return f"{name} {len(message)}".encode()
+
+    class Any(grpc.GenericRpcHandler):
+        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    running = grpc.server(ThreadPoolExecutor(4), handlers=[Any()])
+    grpc_port = running.add_insecure_port("127.0.0.1:0")
+    running.start()
+    try:
+        with server(name) as port:
+            yield Endpoint(port=port, grpc_port=grpc_port)
+    finally:
+        running.stop(None)
+
+
+def call(port: int, method: str, message: bytes, **options: object) -> str:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        return bytes(channel.unary_unary(method)(message, timeout=10, **options)).decode()
+
+
+def asked(name: str, version: str = "", payload: bytes = b"") -> bytes:
+    return messages.ModelInferRequest(
+        model_name=name, model_version=version, raw_input_contents=[payload]
+    ).SerializeToString()
+
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def test_a_call_goes_to_the_model_and_version_that_it_names(gateway: Gateway, home_settings: Settings) -> None:
+    port = home_settings.gateway_port
+    with called("digits-v1") as first, called("digits-v2") as second, called("clothing-v1") as other:
+        clusters = {"digits-v1": (first,), "digits-v2": (second,), "clothing-v1": (other,)}
+        routes = {
+            "digits": (
+                Backend(cluster="digits-v1", version="1", weight=100),
+                Backend(cluster="digits-v2", version="2", weight=0),
+            ),
+            "clothing": (Backend(cluster="clothing-v1", version="1", weight=100),),
+        }
+        gateway.apply(View(clusters=clusters))
+        for name, (process,) in clusters.items():
+            expected = {process.port, process.grpc_port}
+            wait_until(lambda name=name, expected=expected: gateway.healthy_ports(name) == expected)  # type: ignore[misc]
+        gateway.apply(View(clusters=clusters, routes=routes))
+
+        for payload in (b"", b"x" * 3_000_000):
+            for name, version, cluster in (
+                ("digits", "", "digits-v1"),
+                ("digits", "1", "digits-v1"),
+                ("digits", "2", "digits-v2"),
+                ("clothing", "", "clothing-v1"),
+                ("clothing", "1", "clothing-v1"),
+                # Whom nobody serves is for a process to say.
+                ("unknown", "", "digits-v1"),
+                ("clothing", "9", "clothing-v1"),
+                ("", "", "digits-v1"),
+                ("no\nheader", "", "digits-v1"),
+            ):
+                message = asked(name, version, payload)
+                assert call(port, INFER, message) == f"{cluster} {len(message)}", (name, version)
+        ready = messages.ModelReadyRequest(name="clothing").SerializeToString()
+        assert call(port, "/inference.GRPCInferenceService/ModelReady", ready).startswith("clothing-v1")
+        # Neither a client's own header nor a message that is none changes the way.
+        assert call(port, INFER, asked("clothing"), metadata=[("x-darkroom-model", "digits")]).startswith("clothing")
+        for message in (b"", b"\x0a", b"\x0a\xff\xff\xff\xff\xff", b"\x0a\x7fclothing", b"\x08\x01", bytes(300)):
+            assert call(port, INFER, message) == f"digits-v1 {len(message)}"
+        for method in ("/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"):
+            assert call(port, method, b"") == "digits-v1 0"
+        assert ask(port, "/v2/models/digits/versions/2/ready")[1]["cluster"] == "digits-v2"
+        assert ask(port, "/v2/models/clothing/infer", b"x")[1]["cluster"] == "clothing-v1"
+        assert ask(port, "/v2/health/ready")[1]["cluster"] == "digits-v1"
+        with pytest.raises(grpc.RpcError) as caught:
+            call(port, "/some.Other/Method", b"")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_call_before_anything_is_deployed_is_unavailable(gateway: Gateway, home_settings: Settings) -> None:
+    assert gateway.ready()
+    with pytest.raises(grpc.RpcError) as caught:
+        call(home_settings.gateway_port, INFER, asked("digits"))
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
 def test_a_refused_file_is_an_error_and_changes_nothing(gateway: Gateway, home_settings: Settings) -> None:
     with server("digits-v1-1") as port:
         route(gateway, {"digits-v1-1": (port,)}, {"digits": {"digits-v1-1": 100}})
-        good = View(clusters={"digits-v1-1": (port,)}, routes={"digits": {"digits-v1-1": 100}})
+        good = view({"digits-v1-1": (port,)}, {"digits": {"digits-v1-1": 100}})
         with pytest.raises(PlatformError, match="Envoy refused"):
-            gateway.apply(View(clusters=good.clusters, routes={"digits": {"digits-v1-1": -1}}))
+            gateway.apply(view({"digits-v1-1": (port,)}, {"digits": {"digits-v1-1": -1}}))
         assert ask(home_settings.gateway_port, "/v1/classify", b"x")[0] == 200
         gateway.apply(good)
 
@@ -168,7 +280,7 @@ def test_a_restart_keeps_the_routes(home_settings: Settings) -> None:
 
 def test_without_envoy_the_files_are_written_all_the_same(home_settings: Settings, tmp_path: Path) -> None:
     write_initial(home_settings)
-    Gateway(home_settings).apply(View(clusters={"a": (1,)}), confirm=False)
+    Gateway(home_settings).apply(view({"a": (1,)}), confirm=False)
     assert (home_settings.home / "envoy" / "eds" / "a.json").exists()
     Gateway(home_settings).apply(View(), confirm=False)
     assert not (home_settings.home / "envoy" / "eds" / "a.json").exists()

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipelines.core.cores import num_cores
 from pipelines.core.recipe import Source
 from pipelines.core.sources import list_intervals, open_source
 from pipelines.core.storage import LocalStorage
-from pipelines.core.workers import num_cores
 from pipelines.steps.ingest import ingest
 from pipelines.steps.plan import plan
 

@@ -21,9 +21,9 @@ from bench.pixel_sets import decode_all
 from bench.training import airbench
 from bench.training.cifar import load_recipe
 
+from pipelines.core.cores import num_cores
 from pipelines.core.errors import SourceError, UserError
 from pipelines.core.recipe import Model, Training, from_dict
-from pipelines.core.workers import num_cores
 from pipelines.training import devices, networks
 
 TINY = """

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from bentos.kit import settings
 from bentos.kit.errors import Overloaded, RequestRefused, problem_of
+from pipelines.core.cores import num_cores
 from pipelines.core.errors import ImageError, IntegrityError, NotFound, UserError
 
 
@@ -39,9 +40,14 @@ def test_unexpected_errors_never_show_their_text(error: Exception) -> None:
 
 def test_settings_have_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     found = settings.load(Path("/model"))
-    assert (found.model_folder, found.threads, found.concurrency, found.top_k) == (Path("/model"), 1, 2, 5)
-    monkeypatch.setenv("DARKROOM_THREADS", "4")
-    assert settings.load(Path("/model")).concurrency == 5
+    assert (found.model_folder, found.threads, found.concurrency, found.top_k) == (
+        Path("/model"),
+        1,
+        num_cores(),
+        5,
+    )
+    monkeypatch.setenv("DARKROOM_THREADS", str(4 * num_cores()))
+    assert settings.load(Path("/model")).concurrency == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import serving_platform
 from example_packages import coloured
+from oip_client import ask_with_triton
 from serving_platform import (
     SPEC,
     VARIABLE,
@@ -25,6 +27,7 @@ from serving_platform import (
     serving,
     wait_until,
 )
+from websockets.sync.client import connect
 
 from pipelines import settings as settings_module
 from pipelines.adapters import database
@@ -91,6 +94,25 @@ def test_a_deployment_serves_by_name_and_by_default(
         assert answer["request_id"] == "mine"
         assert answer["package_digest"] == builds[1].package_digest
     assert ask(settings.gateway_port, "/readyz")[0] == 200
+
+
+def test_every_transport_gives_the_same_answer_on_one_port(
+    reconciler: Reconciler, settings: Settings, builds: dict[int, Build], tmp_path: Path
+) -> None:
+    port, images = settings.gateway_port, [coloured("green", 8)]
+    _, by_http = ask(port, "/v1/models/colours/classify", images[0])
+    expected = {one["label"]: one["probability"] for one in by_http["predictions"]}
+    with connect(f"ws://127.0.0.1:{port}/v1/models/colours/stream") as socket:
+        socket.send(images[0])
+        by_stream = json.loads(socket.recv(timeout=20))
+    assert by_stream["predictions"] == by_http["predictions"]
+    found = ask_with_triton(images, http_port=port, grpc_port=port, model="colours", version="1", folder=tmp_path)
+    assert len(found) == 6
+    for name, answer in found.items():
+        ((*probabilities,),) = answer["probabilities"]
+        assert dict(enumerate(probabilities)) == expected, name
+    _, embedded = ask(port, "/v1/embed", images[0])
+    assert [embedded["embedding"]] == found["grpc"]["embedding"]
 
 
 def test_asking_again_for_what_is_live_changes_nothing(

@@ -1,6 +1,17 @@
 """Envoy, the only gateway."""
 
 from pipelines.adapters.gateway.client import answers, wait_until_answers
+from pipelines.adapters.gateway.config import Backend, Endpoint
 from pipelines.adapters.gateway.envoy import Gateway, View, access_log, envoy_argv, write_initial
 
-__all__ = ["Gateway", "View", "access_log", "answers", "envoy_argv", "wait_until_answers", "write_initial"]
+__all__ = [
+    "Backend",
+    "Endpoint",
+    "Gateway",
+    "View",
+    "access_log",
+    "answers",
+    "envoy_argv",
+    "wait_until_answers",
+    "write_initial",
+]

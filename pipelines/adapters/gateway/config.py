@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ STATISTICS = {"cds/cds.json": "cluster_manager.cds", "rds/rds.json": "rds.darkro
 _TYPES = "type.googleapis.com/envoy"
 _HTTP = f"{_TYPES}.extensions.filters.http"
 _ROUTES_NAME = "darkroom"
+_OIP_GRPC = "/inference.GRPCInferenceService/"
+_UNBUFFERED = {"envoy.filters.http.buffer": {"@type": f"{_HTTP}.buffer.v3.BufferPerRoute", "disabled": True}}
+
+MODEL_HEADER, VERSION_HEADER = "x-darkroom-model", "x-darkroom-version"
+MODEL_OF_CALL = (Path(__file__).parent / "model_of_call.lua").read_text("utf-8")
+"""A call by gRPC names its model in the message, and Envoy routes by headers."""
 
 _TITLES = {
     400: "Bad request",
@@ -68,8 +75,38 @@ def bootstrap(*, folder: Path, port: int, admin_port: int, access_log: Path) -> 
     }
 
 
-def cluster(name: str, folder: Path) -> Resource:
-    """One deployment's processes. A process counts once its /readyz answers and names this cluster."""
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A serving process on 127.0.0.1."""
+
+    port: int
+    grpc_port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A deployment's share of its model's requests."""
+
+    cluster: str
+    version: str
+    weight: int
+
+
+def grpc_cluster(name: str) -> str:
+    """The cluster of the same processes' gRPC ports."""
+    return f"{name}-grpc"
+
+
+def clusters(name: str, folder: Path) -> list[Resource]:
+    """One deployment's processes, by HTTP and by gRPC."""
+    return [_cluster(name, name, folder, {}), _cluster(grpc_cluster(name), name, folder, _HTTP2)]
+
+
+_HTTP2 = {"http2_protocol_options": {"max_concurrent_streams": 256}}
+
+
+def _cluster(name: str, vouched: str, folder: Path, protocol: Resource) -> Resource:
+    """A process counts once its /readyz answers, on its HTTP port, and names the deployment's cluster."""
     return {
         "@type": f"{_TYPES}.config.cluster.v3.Cluster",
         "name": name,
@@ -87,7 +124,7 @@ def cluster(name: str, folder: Path) -> Resource:
                 "no_traffic_interval": "0.5s",
                 "unhealthy_threshold": 3,
                 "healthy_threshold": 1,
-                "http_health_check": {"path": "/readyz", "service_name_matcher": {"exact": name}},
+                "http_health_check": {"path": "/readyz", "service_name_matcher": {"exact": vouched}},
             }
         ],
         "circuit_breakers": {
@@ -104,33 +141,39 @@ def cluster(name: str, folder: Path) -> Resource:
                 "@type": f"{_TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions",
                 # Shorter than the worker's keep-alive (bentos.kit.worker), or a request could meet its closing.
                 "common_http_protocol_options": {"idle_timeout": "20s"},
-                "explicit_http_config": {"http_protocol_options": {}},
+                "explicit_http_config": protocol or {"http_protocol_options": {}},
             }
         },
     }
 
 
-def endpoints(cluster_name: str, ports: Sequence[int]) -> Resource:
+def endpoints(cluster_name: str, processes: Sequence[Endpoint]) -> list[Resource]:
+    """Of both clusters. gRPC ports are judged by what the process says on its HTTP port."""
+    known = sorted(processes, key=lambda process: process.port)
+    by_grpc = [
+        {"address": _address(process.grpc_port), "health_check_config": {"port_value": process.port}}
+        for process in known
+    ]
+    return [
+        _assignment(cluster_name, [{"address": _address(process.port)} for process in known]),
+        _assignment(grpc_cluster(cluster_name), by_grpc),
+    ]
+
+
+def _assignment(cluster_name: str, found: Sequence[Resource]) -> Resource:
     return {
         "@type": f"{_TYPES}.config.endpoint.v3.ClusterLoadAssignment",
         "cluster_name": cluster_name,
-        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(port)}} for port in sorted(ports)]}],
+        "endpoints": [{"lb_endpoints": [{"endpoint": endpoint} for endpoint in found]}],
     }
 
 
-def routes(weights: Mapping[str, Mapping[str, int]], default_model: str) -> Resource:
+def routes(models: Mapping[str, Sequence[Backend]], default_model: str) -> Resource:
     """Routes of every model, of the plain paths to the default one, and problems for everything else."""
-    served: list[Resource] = []
-    for model, clusters in sorted(weights.items()):
-        base = f"/v1/models/{model}"
-        served += [_to(clusters, {"path": base + probe}, rewrite=probe) for probe in ("/livez", "/readyz", "/metrics")]
-        served.append(_to(clusters, {"path_separated_prefix": base}))
-    plain = ("/v1/classify", "/livez", "/readyz", "/metrics")
-    if default_model in weights:
-        served += [_to(weights[default_model], {"path": path}) for path in plain]
-    else:
-        served += [_problem({"path": path}, 503, f"{default_model} is not deployed yet") for path in plain]
-    known = ", ".join(sorted(weights))
+    default = models.get(default_model, ())
+    nothing = f"{default_model} is not deployed yet"
+    served = [route for model, backends in sorted(models.items()) for route in _routes_of(model, backends)]
+    known = ", ".join(sorted(models))
     return {
         "@type": f"{_TYPES}.config.route.v3.RouteConfiguration",
         "name": _ROUTES_NAME,
@@ -140,16 +183,62 @@ def routes(weights: Mapping[str, Mapping[str, int]], default_model: str) -> Reso
                 "domains": ["*"],
                 "routes": [
                     _problem(_too_large(), 413, f"the body is larger than {MAX_BODY_BYTES} bytes"),
-                    _index(sorted(weights), default_model),
+                    _index(sorted(models), default_model),
                     *served,
-                    _problem({"prefix": "/v1/models/"}, 404, f"no such model; deployed: {known}")
-                    if weights
-                    else _problem({"prefix": "/v1/models/"}, 503, "nothing is deployed yet"),
+                    *_default_routes(default, nothing),
+                    *(
+                        _problem({"prefix": prefix}, 404, f"no such model; deployed: {known}")
+                        if models
+                        else _problem({"prefix": prefix}, 503, "nothing is deployed yet")
+                        for prefix in ("/v1/models/", "/v2/models/")
+                    ),
                     _problem({"prefix": "/"}, 404, "no such path; / lists what there is"),
                 ],
             }
         ],
     }
+
+
+def _routes_of(model: str, backends: Sequence[Backend]) -> list[Resource]:
+    """Every path of one model."""
+    base, oip = f"/v1/models/{model}", f"/v2/models/{model}"
+    # A version by its name goes to its own processes, whatever their share of the requests without one.
+    by_version = {
+        version: [replace(backend, weight=1) for backend in backends if backend.version == version]
+        for version in sorted({backend.version for backend in backends})
+    }
+    named = [
+        route
+        for version, own in by_version.items()
+        for route in (
+            _to_grpc(own, {"prefix": _OIP_GRPC}, model, version),
+            _to(own, {"path_separated_prefix": f"{oip}/versions/{version}"}),
+        )
+    ]
+    return [
+        *named,
+        _to_grpc(backends, {"prefix": _OIP_GRPC}, model),
+        *(_to(backends, {"path": base + probe}, rewrite=probe) for probe in ("/livez", "/readyz", "/metrics")),
+        _to_stream(backends, {"path": f"{base}/stream"}),
+        _to(backends, {"path_separated_prefix": base}),
+        _to(backends, {"path_separated_prefix": oip}),
+    ]
+
+
+def _default_routes(backends: Sequence[Backend], nothing: str) -> list[Resource]:
+    """Paths that name no model. What a call by gRPC names and is not deployed is here too: any process says so."""
+    calls = (_OIP_GRPC, "/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/")
+    paths = ("/v1/classify", "/v1/embed", "/livez", "/readyz", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready")
+    if not backends:
+        return [
+            *(_problem({"prefix": call}, 503, nothing) for call in calls),
+            *(_problem({"path": path}, 503, nothing) for path in (*paths, "/v1/stream")),
+        ]
+    return [
+        *(_to_grpc(backends, {"prefix": call}) for call in calls),
+        _to_stream(backends, {"path": "/v1/stream"}),
+        *(_to(backends, {"path": path}) for path in paths),
+    ]
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -185,8 +274,11 @@ def _listener(folder: Path, port: int, access_log: Path) -> Resource:
         "rds": {"route_config_name": _ROUTES_NAME, "config_source": _watched(folder, "rds/rds.json")},
         "http_filters": [
             _filter("buffer", "buffer.v3.Buffer", max_request_bytes=MAX_BODY_BYTES),
+            _filter("lua", "lua.v3.Lua", default_source_code={"inline_string": MODEL_OF_CALL}),
             _filter("router", "router.v3.Router"),
         ],
+        # Routes to streams allow it.
+        "upgrade_configs": [{"upgrade_type": "websocket", "enabled": False}],
         "use_remote_address": True,
         "normalize_path": True,
         "merge_slashes": True,
@@ -271,10 +363,15 @@ def _access_log(path: Path) -> Resource:
     }
 
 
-def _to(clusters: Mapping[str, int], match: Resource, rewrite: str | None = None) -> Resource:
+def _to(
+    backends: Sequence[Backend], match: Resource, rewrite: str | None = None, name_of: Callable[[str], str] = str
+) -> Resource:
     action: Resource = {
         "weighted_clusters": {
-            "clusters": [{"name": name, "weight": weight} for name, weight in sorted(clusters.items())]
+            "clusters": [
+                {"name": name_of(backend.cluster), "weight": backend.weight}
+                for backend in sorted(backends, key=lambda backend: backend.cluster)
+            ]
         },
         "timeout": f"{REQUEST_TIMEOUT_S}s",
         # To classify is to read: doing it again on another process harms nobody.
@@ -298,14 +395,32 @@ def _to(clusters: Mapping[str, int], match: Resource, rewrite: str | None = None
     return {"match": match, "route": action}
 
 
+def _to_grpc(backends: Sequence[Backend], match: Resource, model: str = "", version: str = "") -> Resource:
+    """Calls by gRPC, of one model or version where given: the filter `model_of_call` has put them into headers."""
+    named = {MODEL_HEADER: model, VERSION_HEADER: version}
+    headers = [{"name": name, "string_match": {"exact": value}} for name, value in named.items() if value]
+    found = _to(backends, {**match, "grpc": {}, **({"headers": headers} if headers else {})}, name_of=grpc_cluster)
+    if match["prefix"] != _OIP_GRPC:  # streams, that last
+        found["route"]["timeout"] = "0s"
+        found["typed_per_filter_config"] = _UNBUFFERED
+    return found
+
+
+def _to_stream(backends: Sequence[Backend], match: Resource) -> Resource:
+    """WebSockets: nothing is waited for, nothing tried again."""
+    found = _to(backends, {**match, "headers": [{"name": "upgrade", "string_match": {"exact": "websocket"}}]})
+    del found["route"]["retry_policy"]
+    found["route"] |= {"timeout": "0s", "upgrade_configs": [{"upgrade_type": "websocket", "enabled": True}]}
+    found["typed_per_filter_config"] = _UNBUFFERED
+    return found
+
+
 def _problem(match: Resource, status: int, detail: str) -> Resource:
     return {
         "match": match,
         "direct_response": {"status": status, "body": {"inline_string": detail}},
         # Answered from the headers: the buffer filter would wait for the body first.
-        "typed_per_filter_config": {
-            "envoy.filters.http.buffer": {"@type": f"{_HTTP}.buffer.v3.BufferPerRoute", "disabled": True}
-        },
+        "typed_per_filter_config": _UNBUFFERED,
     }
 
 
@@ -321,6 +436,9 @@ def _index(models: Sequence[str], default_model: str) -> Resource:
         "models": {model: f"/v1/models/{model}/classify" for model in models},
         "default_model": default_model if default_model in models else None,
         "classify": "POST the bytes of one image to /v1/models/{name}/classify or /v1/classify",
+        "embed": "POST the bytes of one image to /v1/models/{name}/embed or /v1/embed",
+        "stream": "WebSocket /v1/models/{name}/stream or /v1/stream: one image a binary frame, one JSON text back",
+        "open_inference_protocol": "/v2 by REST, inference.GRPCInferenceService by gRPC, both on this port",
     }
     return {
         "match": {"path": "/"},

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.adapters.gateway import config
+from pipelines.adapters.gateway.config import Backend, Endpoint
 from pipelines.core.errors import PlatformError
 from pipelines.settings import Settings
 
@@ -31,10 +32,10 @@ CONFIRM_TIMEOUT_S = 15.0
 class View:
     """What Envoy should serve."""
 
-    clusters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Ports on 127.0.0.1 by cluster, one cluster a deployment."""
-    routes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Weights by cluster, by model."""
+    clusters: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
+    """Processes by cluster, one cluster a deployment."""
+    routes: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
+    """Who shares a model's requests, by model."""
 
 
 def folder_of(settings: Settings) -> Path:
@@ -122,10 +123,10 @@ class Gateway:
                     path.unlink(missing_ok=True)
 
     def healthy_ports(self, cluster: str) -> set[int]:
-        """Ports of the cluster whose health check passed. Raises PlatformError."""
+        """HTTP and gRPC ports of the cluster whose health check passed. Raises PlatformError."""
         found: set[int] = set()
         for status in self._admin("/clusters?format=json").get("cluster_statuses", []):
-            if status["name"] == cluster:
+            if status["name"] in (cluster, config.grpc_cluster(cluster)):
                 for host in status.get("host_statuses", []):
                     health = host["health_status"]
                     if set(health) <= {"eds_health_status"} and health.get("eds_health_status") == "HEALTHY":
@@ -133,9 +134,9 @@ class Gateway:
         return found
 
     def active_requests(self, cluster: str) -> int:
-        """Requests in flight to a cluster. Raises PlatformError."""
-        name = f"cluster.{cluster}.upstream_rq_active"
-        return int(self._stats(f"^{re.escape(name)}$").get(name, "0"))
+        """Requests in flight to a cluster, by HTTP and by gRPC. Raises PlatformError."""
+        both = "|".join(re.escape(name) for name in (cluster, config.grpc_cluster(cluster)))
+        return sum(int(value) for value in self._stats(rf"^cluster\.({both})\.upstream_rq_active$").values())
 
     def open_requests(self) -> int:
         """Requests in flight from clients, whatever for. Raises PlatformError."""
@@ -201,8 +202,12 @@ def _files(view: View, settings: Settings) -> dict[str, list[dict[str, Any]]]:
     """Resources by file, in the order in which they may be taken. Envoy wants the endpoints of a cluster alone."""
     folder = folder_of(settings)
     return {
-        **{f"eds/{name}.json": [config.endpoints(name, ports)] for name, ports in sorted(view.clusters.items())},
-        "cds/cds.json": [config.cluster(name, folder) for name in sorted(view.clusters)],
+        **{
+            f"eds/{assignment['cluster_name']}.json": [assignment]
+            for name, processes in sorted(view.clusters.items())
+            for assignment in config.endpoints(name, processes)
+        },
+        "cds/cds.json": [one for name in sorted(view.clusters) for one in config.clusters(name, folder)],
         "rds/rds.json": [config.routes(view.routes, settings.default_model)],
     }
 

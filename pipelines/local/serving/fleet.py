@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.adapters.gateway import Endpoint
+from pipelines.core.cores import num_cores
 from pipelines.core.deployments import Deployment
 from pipelines.core.model_package import ModelPackage, load
 from pipelines.local.ports import free_port
@@ -38,6 +40,7 @@ class Worker:
 
     process: ManagedProcess
     port: int
+    grpc_port: int
     started_at: float
     """Monotonic seconds."""
     log_offset: int
@@ -122,13 +125,13 @@ class Fleet:
 
     def _start(self) -> Worker:
         # A new port every time: the old one may be anybody's by now.
-        port = free_port()
+        port, grpc_port = free_port(), free_port()
         drain_s = max(1, round(self.deployment.spec.drain_timeout_s))
         process = ManagedProcess(
             f"bento-{self.cluster}",
             [
                 *(sys.executable, "-m", "bentos.kit.worker", str(self.folder)),
-                *("--port", str(port), "--drain-timeout", str(drain_s)),
+                *("--port", str(port), "--grpc-port", str(grpc_port), "--drain-timeout", str(drain_s)),
             ],
             self._environment(),
             self.log,
@@ -137,7 +140,7 @@ class Fleet:
         )
         offset = self.log.stat().st_size if self.log.exists() else 0
         process.start()
-        return Worker(process=process, port=port, started_at=time.monotonic(), log_offset=offset)
+        return Worker(process=process, port=port, grpc_port=grpc_port, started_at=time.monotonic(), log_offset=offset)
 
     def _environment(self) -> dict[str, str]:
         ours = environment(self.settings)
@@ -152,6 +155,8 @@ class Fleet:
             "BENTOML_DO_NOT_TRACK": "True",
             "DARKROOM_CLUSTER": self.cluster,
             "DARKROOM_THREADS": str(spec.threads),
+            # All processes of the deployment together have one batch a core under way.
+            "DARKROOM_CONCURRENCY": str(max(1, num_cores() // (spec.workers * spec.threads))),
             "DARKROOM_TOP_K": str(spec.top_k),
         }
 
@@ -174,12 +179,13 @@ class Fleet:
             if slot.worker is not None and slot.worker.ready and slot.worker.process.alive():
                 yield slot.worker
 
-    def ports(self) -> tuple[int, ...]:
-        """Of the processes that are ready."""
-        return tuple(sorted(worker.port for worker in self._ready()))
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Of the processes that are ready, by port."""
+        found = (Endpoint(port=worker.port, grpc_port=worker.grpc_port) for worker in self._ready())
+        return tuple(sorted(found, key=lambda endpoint: endpoint.port))
 
     def complete(self) -> bool:
-        return len(self.ports()) == len(self.slots)
+        return len(self.endpoints()) == len(self.slots)
 
     def death(self) -> str | None:
         """Why a process ended, in its own words; None while all run."""

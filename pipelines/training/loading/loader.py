@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.core.ahead import ahead
+from pipelines.core.cores import num_cores
 from pipelines.core.embedded import EmbeddedSplit
 from pipelines.core.errors import UserError
 from pipelines.core.pixelset import EncodedImages, Rows, Split
 from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe
-from pipelines.core.workers import num_cores
 from pipelines.training.augmentation.draws import Draws, draw
 from pipelines.training.augmentation.geometry import size_at
 from pipelines.training.augmentation.mixing import mix

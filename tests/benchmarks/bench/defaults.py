@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipelines.core.workers import num_cores
+from pipelines.core.cores import num_cores
 
 _RECOMPILATIONS = 256
 

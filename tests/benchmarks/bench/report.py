@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.core.cores import num_cores
 from pipelines.core.errors import DarkroomError
-from pipelines.core.workers import num_cores
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

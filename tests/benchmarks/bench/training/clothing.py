@@ -17,8 +17,8 @@ from bench.ours import train_folder
 from bench.photographs import Photographs, arrange, find
 from bench.report import Report, Table
 from bench.training.cifar import curve_json, load_recipe
+from pipelines.core.cores import num_cores
 from pipelines.core.recipe import Recipe, override, to_dict
-from pipelines.core.workers import num_cores
 
 
 def run(options: argparse.Namespace) -> Report:

@@ -25,9 +25,9 @@ from bench.ours import OurLoop
 from bench.photographs import Photograph, Photographs, find_or_make
 from bench.pixel_sets import convert, encode, recipe_for
 from bench.report import Bar, Report, Table
+from pipelines.core.cores import num_cores
 from pipelines.core.pixelset import Split
 from pipelines.core.recipe import Recipe, override
-from pipelines.core.workers import num_cores
 from pipelines.training.batch import Batch
 from pipelines.training.loading.loader import DEPTH
 

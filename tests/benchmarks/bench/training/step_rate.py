@@ -27,8 +27,8 @@ from bench.ours import OurLoop
 from bench.photographs import find_or_make
 from bench.pixel_sets import convert, recipe_for
 from bench.report import Bar, Report, Table
+from pipelines.core.cores import num_cores
 from pipelines.core.recipe import Recipe, override, to_dict
-from pipelines.core.workers import num_cores
 from pipelines.training.batch import Batch
 
 BAR = 2.0

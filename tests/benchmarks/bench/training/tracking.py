@@ -26,10 +26,10 @@ from bench.harness import Interval, Rounds, bootstrap, interleave
 from bench.photographs import find_or_make
 from bench.pixel_sets import convert, recipe_for
 from bench.report import Bar, Report, Table
+from pipelines.core.cores import num_cores
 from pipelines.core.pixelset import PixelSet
 from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe, override, to_dict
-from pipelines.core.workers import num_cores
 from pipelines.training import trainer
 from pipelines.training.engine.checkpoints import Checkpoints
 from pipelines.training.observers import History, MetricSender, Observer, Progress

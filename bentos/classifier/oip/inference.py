@@ -1,0 +1,68 @@
+"""What the protocol asks of a model, for both of its transports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.oip.tensors import (
+    InferAnswer,
+    InferRequest,
+    Signature,
+    check_outputs,
+    inputs_of,
+    outputs_of,
+    read_inputs,
+    write_outputs,
+)
+
+SERVER = "darkroom"
+EXTENSIONS = ("binary_tensor_data", "classification")
+PLATFORM = "onnxruntime_onnx"
+
+
+def server_version() -> str:
+    return f"bentoml-{importlib.metadata.version('bentoml')}"
+
+
+async def infer(dataplane: Dataplane, request: InferRequest, request_id: str) -> InferAnswer:
+    """Raises NotFound, RequestRefused, ImageError and Overloaded."""
+    dataplane.check_name(request.model_name, request.model_version)
+    check_outputs(request.outputs)
+    spec = dataplane.classifier.package.preprocessing
+    images, pixels = read_inputs(request.inputs, spec, dataplane.settings.max_images)
+    outputs = await dataplane.infer(images, pixels)
+    identity = dataplane.identity
+    return InferAnswer(
+        model_name=identity.model_name,
+        model_version=identity.model_version,
+        id=request.id,
+        outputs=write_outputs(outputs, dataplane.class_names, request),
+        parameters={"package_digest": identity.package_digest, "request_id": request_id},
+    )
+
+
+def signatures(dataplane: Dataplane) -> tuple[tuple[Signature, ...], tuple[Signature, ...]]:
+    """Inputs and outputs."""
+    classifier = dataplane.classifier
+    return (
+        inputs_of(classifier.package.preprocessing),
+        outputs_of(len(dataplane.class_names), classifier.embedding_dim),
+    )
+
+
+def metadata(dataplane: Dataplane) -> dict[str, Any]:
+    """The model's metadata as the protocol's JSON has it."""
+    inputs, outputs = signatures(dataplane)
+    return {
+        "name": dataplane.identity.model_name,
+        "versions": [dataplane.identity.model_version],
+        "platform": PLATFORM,
+        "inputs": [_json(one) for one in inputs],
+        "outputs": [_json(one) for one in outputs],
+    }
+
+
+def _json(signature: Signature) -> dict[str, Any]:
+    return {"name": signature.name, "datatype": signature.datatype, "shape": list(signature.shape)}

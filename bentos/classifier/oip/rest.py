@@ -1,0 +1,101 @@
+"""The protocol's REST paths."""
+
+from __future__ import annotations
+
+import zlib
+from typing import cast
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.oip import rest_messages
+from bentos.classifier.oip.inference import EXTENSIONS, SERVER, infer, metadata, server_version
+from bentos.kit.bodies import read_body
+from bentos.kit.errors import request_id
+from bentos.kit.handlers import route
+
+_BODY_SLACK = 1024**2
+"""Beyond the images' bytes: the request's own words, and base64."""
+
+
+def routes() -> list[Route]:
+    models = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+    return [
+        Route("/v2", server_metadata, methods=["GET"]),
+        Route("/v2/health/live", live, methods=["GET"]),
+        Route("/v2/health/ready", ready, methods=["GET"]),
+        *(Route(path, model_metadata, methods=["GET"]) for path in models),
+        *(Route(f"{path}/ready", model_ready, methods=["GET"]) for path in models),
+        *(Route(f"{path}/infer", model_infer, methods=["POST"]) for path in models),
+    ]
+
+
+@route("oip-health")
+async def live(_: Request) -> Response:
+    return JSONResponse({"live": True})
+
+
+@route("oip-health")
+async def ready(request: Request) -> Response:
+    return JSONResponse({"ready": _dataplane(request) is not None})
+
+
+@route("oip-metadata")
+async def server_metadata(_: Request) -> Response:
+    return JSONResponse({"name": SERVER, "version": server_version(), "extensions": list(EXTENSIONS)})
+
+
+@route("oip-health")
+async def model_ready(request: Request) -> Response:
+    dataplane = _named(request)
+    return JSONResponse({"name": dataplane.identity.model_name, "ready": True})
+
+
+@route("oip-metadata")
+async def model_metadata(request: Request) -> Response:
+    return JSONResponse(metadata(_named(request)))
+
+
+@route("oip-infer")
+async def model_infer(request: Request) -> Response:
+    dataplane = _named(request)
+    headers = request.headers
+    limit = dataplane.settings.max_body_bytes + _BODY_SLACK
+    body = rest_messages.uncompressed(
+        await read_body(request, limit), headers.get("content-encoding", "").strip().lower(), limit
+    )
+    message = rest_messages.read_request(
+        body,
+        headers.get(rest_messages.HEADER_LENGTH),
+        request.path_params["name"],
+        request.path_params.get("version", ""),
+    )
+    answer = await infer(dataplane, message, request_id(request))
+    return _respond(answer_body=rest_messages.write_answer(answer), accepted=headers.get("accept-encoding", ""))
+
+
+def _respond(answer_body: tuple[bytes, int | None], accepted: str) -> Response:
+    body, header_length = answer_body
+    headers: dict[str, str] = {}
+    if header_length is not None:
+        headers[rest_messages.HEADER_LENGTH] = str(header_length)
+    # What Triton's client asks for by response_compression_algorithm, and nothing else does so alone.
+    encoding = accepted.strip().lower()
+    if encoding in ("gzip", "deflate"):
+        compressor = zlib.compressobj(1, wbits=31 if encoding == "gzip" else 15)
+        body = compressor.compress(body) + compressor.flush()
+        headers["Content-Encoding"] = encoding
+    media_type = "application/json" if header_length is None else "application/octet-stream"
+    return Response(body, headers=headers, media_type=media_type)
+
+
+def _dataplane(request: Request) -> Dataplane:
+    return cast(Dataplane, request.app.state.dataplane)
+
+
+def _named(request: Request) -> Dataplane:
+    dataplane = _dataplane(request)
+    dataplane.check_name(request.path_params["name"], request.path_params.get("version", ""))
+    return dataplane

@@ -1,0 +1,94 @@
+"""REST over the dataplane: bodies in, JSON out. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from bentos.classifier.dataplane import Classification, Dataplane
+from bentos.classifier.identity import Identity
+from bentos.kit.bodies import read_file
+from bentos.kit.errors import RequestRefused, request_id
+from bentos.kit.handlers import route
+
+MAX_TOP_K = 100_000
+
+
+def dataplane_of(request: Request) -> Dataplane:
+    return cast(Dataplane, request.app.state.dataplane)
+
+
+@route("classify")
+async def classify(request: Request) -> Response:
+    """POST the bytes of one image; the top classes come back."""
+    dataplane = _named(request)
+    top_k, threshold = options(request.query_params)
+    image = await read_file(request, dataplane.settings.max_body_bytes)
+    answer = await dataplane.classify(image, top_k, threshold)
+    return JSONResponse({**_who(answer.identity, request_id(request)), "predictions": predictions(answer)})
+
+
+@route("embed")
+async def embed(request: Request) -> Response:
+    """POST the bytes of one image; its embedding comes back."""
+    dataplane = _named(request)
+    image = await read_file(request, dataplane.settings.max_body_bytes)
+    answer = await dataplane.embed(image)
+    return JSONResponse({**_who(answer.identity, request_id(request)), "embedding": answer.values})
+
+
+@route("describe")
+async def describe(request: Request) -> Response:
+    """GET what serves."""
+    return JSONResponse(_named(request).describe())
+
+
+def predictions(answer: Classification) -> list[dict[str, Any]]:
+    return [
+        {"class_name": one.class_name, "label": one.label, "probability": one.probability} for one in answer.predictions
+    ]
+
+
+def options(query: Mapping[str, str]) -> tuple[int | None, float]:
+    """`top_k` and `threshold` of a query. Raises RequestRefused."""
+    return _top_k(query.get("top_k")), _threshold(query.get("threshold"))
+
+
+def _named(request: Request) -> Dataplane:
+    """The dataplane, where the path names its model or none. Raises NotFound."""
+    dataplane = dataplane_of(request)
+    if "name" in request.path_params:
+        dataplane.check_name(request.path_params["name"])
+    return dataplane
+
+
+def _who(identity: Identity, request_id: str) -> dict[str, Any]:
+    return {
+        "model_name": identity.model_name,
+        "model_version": identity.model_version,
+        "package_digest": identity.package_digest,
+        "request_id": request_id,
+    }
+
+
+def _top_k(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal() or not text.isascii() or len(text) > 9 or not 1 <= int(text) <= MAX_TOP_K:
+        raise RequestRefused(400, "bad_top_k", f"top_k={text!r}: expected a number from 1 to {MAX_TOP_K}")
+    return int(text)
+
+
+def _threshold(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise RequestRefused(400, "bad_threshold", f"threshold={text!r}: expected a probability from 0 to 1")
+    return value

@@ -1,0 +1,118 @@
+"""A WebSocket that classifies: one encoded image a binary frame, one JSON text back for each, in order.
+
+A few images of a connection are worked on at once; a client that sends faster than that, or does not read its answers,
+is no longer read from, and TCP holds it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from typing import Any, cast
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.rest import options, predictions
+from bentos.kit.errors import problem_of, problem_table
+from bentos.kit.telemetry import STREAMS, accepted_request_id, count
+
+ROUTE = "stream"
+_AHEAD = 4
+"""Images of one connection that are worked on or wait for the answers before them."""
+_UNSUPPORTED, _TOO_BIG, _ENDING = 1003, 1009, 1001
+_OURS = 4000
+"""Plus the status that HTTP would have: codes from here on are for applications."""
+
+logger = logging.getLogger("darkroom.errors")
+
+
+async def stream(socket: WebSocket) -> None:
+    """Serve one connection until either side ends it."""
+    dataplane = cast("Dataplane | None", socket.app.state.dataplane)
+    request_id = accepted_request_id(socket.headers.get("x-request-id", "").encode())
+    await socket.accept(headers=[(b"x-request-id", request_id.encode())])
+    try:
+        if dataplane is None:
+            await socket.close(_ENDING, "the process is ending")
+            return
+        if "name" in socket.path_params:
+            dataplane.check_name(socket.path_params["name"])
+        top_k, threshold = options(socket.query_params)
+    except Exception as error:
+        problem = problem_of(error)
+        await socket.close(_OURS + problem.status, problem.reason)
+        return
+    with STREAMS.track_inprogress():
+        await _serve(socket, dataplane, request_id, top_k, threshold)
+
+
+async def _serve(socket: WebSocket, dataplane: Dataplane, request_id: str, top_k: int | None, threshold: float) -> None:
+    answers: asyncio.Queue[asyncio.Task[dict[str, Any]] | None] = asyncio.Queue(_AHEAD)
+    writer = asyncio.create_task(_write(socket, answers))
+    number = 0
+    try:
+        while not writer.done():
+            image = await _frame(socket, dataplane.settings.max_body_bytes)
+            if image is None:
+                break
+            await answers.put(
+                asyncio.create_task(_classify(dataplane, image, f"{request_id}/{number}", number, top_k, threshold))
+            )
+            number += 1
+        await answers.put(None)
+        await writer
+    except (WebSocketDisconnect, RuntimeError):
+        pass  # nobody is left to answer
+    finally:
+        writer.cancel()
+        while not answers.empty():
+            if task := answers.get_nowait():
+                task.cancel()
+
+
+async def _frame(socket: WebSocket, max_bytes: int) -> bytes | None:
+    """The next image; None where the stream is over."""
+    message = await socket.receive()
+    if message["type"] != "websocket.receive":
+        return None
+    data = message.get("bytes")
+    if data is None:
+        await socket.close(_UNSUPPORTED, "one image a binary frame")
+        return None
+    if len(data) > max_bytes:
+        await socket.close(_TOO_BIG, f"a frame is larger than {max_bytes:,} bytes")
+        return None
+    return bytes(data)
+
+
+async def _write(socket: WebSocket, answers: asyncio.Queue[asyncio.Task[dict[str, Any]] | None]) -> None:
+    while task := await answers.get():
+        await socket.send_text(json.dumps(await task, separators=(",", ":")))
+
+
+async def _classify(
+    dataplane: Dataplane, image: bytes, request_id: str, number: int, top_k: int | None, threshold: float
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    reason, status = "none", 200
+    try:
+        answer = await dataplane.classify(image, top_k, threshold)
+        return {
+            "index": number,
+            "model_name": answer.identity.model_name,
+            "model_version": answer.identity.model_version,
+            "package_digest": answer.identity.package_digest,
+            "request_id": request_id,
+            "predictions": predictions(answer),
+        }
+    except Exception as error:
+        problem = problem_of(error)
+        reason, status = problem.reason, problem.status
+        if status == 500:
+            logger.error("unexpected error", exc_info=error, extra={"request_id": request_id})
+        return {"index": number, **problem_table(problem, request_id)}
+    finally:
+        count(ROUTE, status, reason, time.perf_counter() - started, request_id)
