@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from bentos.classifier import rest, stream
+from bentos.classifier.batch import classify_batch
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.oip import rest as oip
 from bentos.classifier.oip.grpc_server import GrpcServer
@@ -43,6 +44,7 @@ def application(load: Callable[[], Dataplane]) -> Starlette:
     app = Starlette(
         routes=[
             *_paths("/classify", rest.classify, "POST"),
+            *_paths("/classify/batch", classify_batch, "POST"),
             *_paths("/embed", rest.embed, "POST"),
             *_open(oip.routes()),
             Route("/v1/models/{name}", rest.describe, methods=["GET"]),

@@ -24,26 +24,26 @@ def dataplane_of(request: Request) -> Dataplane:
 @route("classify")
 async def classify(request: Request) -> Response:
     """POST the bytes of one image; the top classes come back."""
-    dataplane = _named(request)
+    dataplane = named(request)
     top_k, threshold = options(request.query_params)
     image = await read_file(request, dataplane.settings.max_body_bytes)
     answer = await dataplane.classify(image, top_k, threshold)
-    return JSONResponse({**_who(answer.identity, request_id(request)), "predictions": predictions(answer)})
+    return JSONResponse({**who(answer.identity, request_id(request)), "predictions": predictions(answer)})
 
 
 @route("embed")
 async def embed(request: Request) -> Response:
     """POST the bytes of one image; its embedding comes back."""
-    dataplane = _named(request)
+    dataplane = named(request)
     image = await read_file(request, dataplane.settings.max_body_bytes)
     answer = await dataplane.embed(image)
-    return JSONResponse({**_who(answer.identity, request_id(request)), "embedding": answer.values})
+    return JSONResponse({**who(answer.identity, request_id(request)), "embedding": answer.values})
 
 
 @route("describe")
 async def describe(request: Request) -> Response:
     """GET what serves."""
-    return JSONResponse(_named(request).describe())
+    return JSONResponse(named(request).describe())
 
 
 def predictions(answer: Classification) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def options(query: Mapping[str, str]) -> tuple[int | None, float]:
     return _top_k(query.get("top_k")), _threshold(query.get("threshold"))
 
 
-def _named(request: Request) -> Dataplane:
+def named(request: Request) -> Dataplane:
     """The dataplane, where the path names its model or none. Raises NotFound."""
     dataplane = dataplane_of(request)
     if "name" in request.path_params:
@@ -65,7 +65,7 @@ def _named(request: Request) -> Dataplane:
     return dataplane
 
 
-def _who(identity: Identity, request_id: str) -> dict[str, Any]:
+def who(identity: Identity, request_id: str) -> dict[str, Any]:
     return {
         "model_name": identity.model_name,
         "model_version": identity.model_version,

@@ -46,10 +46,10 @@ class RequestRefused(UserError):
 
 
 class Overloaded(RequestRefused):
-    """More images wait than this process will answer in time."""
+    """More waits than this process will answer in time."""
 
-    def __init__(self, num_waiting: int, retry_after_s: int = 1) -> None:
-        super().__init__(503, "overloaded", f"{num_waiting} images are waiting; try again later")
+    def __init__(self, num_waiting: int, retry_after_s: int = 1, *, what: str = "images") -> None:
+        super().__init__(503, "overloaded", f"{num_waiting} {what} are waiting; try again later")
         self.retry_after_s = retry_after_s
 
 

@@ -31,6 +31,9 @@ class ServiceSettings:
     max_images: int
     """Images of one request of the Open Inference Protocol."""
     max_body_bytes: int
+    """Of one image."""
+    max_batch_bytes: int
+    """Of all images of a batch request."""
     top_k: int
     """Classes in an answer unless the request asks otherwise."""
     provider: str
@@ -56,12 +59,20 @@ def load(default_model_folder: Path) -> ServiceSettings:
         max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 2000, maximum=600_000) / 1000,
         max_images=_number("DARKROOM_MAX_IMAGES", 64, maximum=100_000),
         max_body_bytes=_number("DARKROOM_MAX_BODY_BYTES", 20 * 1024 * 1024, maximum=2**31),
+        max_batch_bytes=_number("DARKROOM_MAX_BATCH_BYTES", 64 * 1024 * 1024, maximum=2**31),
         top_k=_number("DARKROOM_TOP_K", 5, maximum=1000),
         provider=_choice("DARKROOM_PROVIDER", ("auto", "cpu", "cuda")),
         grpc_port=_number("DARKROOM_GRPC_PORT", 0, minimum=0, maximum=65535),
         grpc_host=os.environ.get("DARKROOM_GRPC_HOST") or "127.0.0.1",
         drain_timeout_s=_number("DARKROOM_DRAIN_TIMEOUT_S", 30, maximum=3600),
     )
+
+
+def give_to_service(*, host: str, grpc_port: int, drain_timeout_s: int) -> None:
+    """Say by the environment what BentoML has no way to hand to the service that it imports."""
+    os.environ["DARKROOM_GRPC_PORT"] = str(grpc_port)
+    os.environ["DARKROOM_GRPC_HOST"] = host
+    os.environ["DARKROOM_DRAIN_TIMEOUT_S"] = str(max(1, drain_timeout_s))
 
 
 def _number(name: str, default: int, *, maximum: int, minimum: int = 1) -> int:

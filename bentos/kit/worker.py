@@ -7,10 +7,11 @@ have a supervisor; this runs the worker that BentoML would start (a private modu
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import sys
 from collections.abc import Sequence
+
+from bentos.kit.settings import give_to_service
 
 KEEP_ALIVE_S = 60
 """Longer than Envoy keeps an idle connection to us, so that it is never us who close one under a request."""
@@ -29,12 +30,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--drain-timeout", type=int, default=30, metavar="SECONDS")
     options = parser.parse_args(arguments)
 
-    # The service reads its settings where BentoML imports it.
-    os.environ["DARKROOM_GRPC_PORT"] = str(options.grpc_port)
-    os.environ["DARKROOM_GRPC_HOST"] = options.host
-    os.environ["DARKROOM_DRAIN_TIMEOUT_S"] = str(max(1, options.drain_timeout))
     from _bentoml_impl.worker.service import main as serve
 
+    give_to_service(host=options.host, grpc_port=options.grpc_port, drain_timeout_s=options.drain_timeout)
     # Bound, not yet listening: connections are refused until the model is loaded and proved.
     listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

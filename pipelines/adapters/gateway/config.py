@@ -11,6 +11,8 @@ from typing import Any
 Resource = dict[str, Any]
 
 MAX_BODY_BYTES = 20 * 1024 * 1024
+MAX_BATCH_BYTES = 64 * 1024 * 1024
+"""Of a batch request's images, all together."""
 REQUEST_TIMEOUT_S = 30
 STATISTICS = {"cds/cds.json": "cluster_manager.cds", "rds/rds.json": "rds.darkroom"}
 """Where Envoy counts what it took and refused of a kind of file."""
@@ -172,6 +174,7 @@ def routes(models: Mapping[str, Sequence[Backend]], default_model: str) -> Resou
     """Routes of every model, of the plain paths to the default one, and problems for everything else."""
     default = models.get(default_model, ())
     nothing = f"{default_model} is not deployed yet"
+    too_long = f"the body is larger than {MAX_BODY_BYTES} bytes"
     served = [route for model, backends in sorted(models.items()) for route in _routes_of(model, backends)]
     known = ", ".join(sorted(models))
     return {
@@ -182,7 +185,8 @@ def routes(models: Mapping[str, Sequence[Backend]], default_model: str) -> Resou
                 "name": "darkroom",
                 "domains": ["*"],
                 "routes": [
-                    _problem(_too_large(), 413, f"the body is larger than {MAX_BODY_BYTES} bytes"),
+                    *_batch_routes(models, default),
+                    _problem(_longer({"prefix": "/"}, MAX_BODY_BYTES), 413, too_long),
                     _index(sorted(models), default_model),
                     *served,
                     *_default_routes(default, nothing),
@@ -225,6 +229,24 @@ def _routes_of(model: str, backends: Sequence[Backend]) -> list[Resource]:
     ]
 
 
+def _batch_routes(models: Mapping[str, Sequence[Backend]], default: Sequence[Backend]) -> list[Resource]:
+    """Many images in a request: they pass while they arrive, and are answered meanwhile."""
+    paths = {f"/v1/models/{model}/classify/batch": backends for model, backends in sorted(models.items())}
+    if default:
+        paths["/v1/classify/batch"] = default
+    found = []
+    for path, backends in paths.items():
+        too_long = f"the body is larger than {MAX_BATCH_BYTES} bytes; send several requests"
+        found.append(_problem(_longer({"path": path}, MAX_BATCH_BYTES), 413, too_long))
+        route = _to(backends, {"path": path})
+        # What has been sent on cannot be sent again, and lines may come for minutes.
+        del route["route"]["retry_policy"]
+        route["route"]["timeout"] = "0s"
+        route["typed_per_filter_config"] = _UNBUFFERED
+        found.append(route)
+    return found
+
+
 def _default_routes(backends: Sequence[Backend], nothing: str) -> list[Resource]:
     """Paths that name no model. What a call by gRPC names and is not deployed is here too: any process says so."""
     calls = (_OIP_GRPC, "/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/")
@@ -232,7 +254,7 @@ def _default_routes(backends: Sequence[Backend], nothing: str) -> list[Resource]
     if not backends:
         return [
             *(_problem({"prefix": call}, 503, nothing) for call in calls),
-            *(_problem({"path": path}, 503, nothing) for path in (*paths, "/v1/stream")),
+            *(_problem({"path": path}, 503, nothing) for path in (*paths, "/v1/classify/batch", "/v1/stream")),
         ]
     return [
         *(_to_grpc(backends, {"prefix": call}) for call in calls),
@@ -424,10 +446,10 @@ def _problem(match: Resource, status: int, detail: str) -> Resource:
     }
 
 
-def _too_large() -> Resource:
-    # Refused by its header, before a byte is read.
-    beyond = {"start": str(MAX_BODY_BYTES + 1), "end": str(2**63 - 1)}
-    return {"prefix": "/", "headers": [{"name": "content-length", "range_match": beyond}]}
+def _longer(match: Resource, max_bytes: int) -> Resource:
+    """Requests with a larger body: refused by their header, before a byte is read."""
+    beyond = {"start": str(max_bytes + 1), "end": str(2**63 - 1)}
+    return {**match, "headers": [{"name": "content-length", "range_match": beyond}]}
 
 
 def _index(models: Sequence[str], default_model: str) -> Resource:
@@ -436,8 +458,9 @@ def _index(models: Sequence[str], default_model: str) -> Resource:
         "models": {model: f"/v1/models/{model}/classify" for model in models},
         "default_model": default_model if default_model in models else None,
         "classify": "POST the bytes of one image to /v1/models/{name}/classify or /v1/classify",
+        "classify_batch": "POST a form's files, or a tar, to /v1/models/{name}/classify/batch; JSON lines come back",
         "embed": "POST the bytes of one image to /v1/models/{name}/embed or /v1/embed",
-        "stream": "WebSocket /v1/models/{name}/stream or /v1/stream: one image a binary frame, one JSON text back",
+        "stream": "WebSocket /v1/models/{name}/stream or /v1/stream: an image a frame, a JSON text back",
         "open_inference_protocol": "/v2 by REST, inference.GRPCInferenceService by gRPC, both on this port",
     }
     return {

@@ -1,0 +1,146 @@
+"""Many images in one request, their answers as lines of JSON (NDJSON) in the same order, while more are arriving.
+
+The body is read as fast as it comes, up to a limit that bounds what a request can hold; images are classified a few at
+a time, so that other requests are not kept waiting. One that is no image is a problem in its line and spoils nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.rest import named, options, predictions, who
+from bentos.kit.errors import Overloaded, problem_of, problem_table, request_id
+from bentos.kit.handlers import route
+from bentos.kit.uploads import Upload, uploads
+from pipelines.core.errors import ImageError
+
+_AHEAD = 8
+"""Images of one request that are worked on or wait for the answers before them."""
+_MAX_REQUESTS = 4
+"""Such requests in a process at once: each may hold as many bytes as its limit."""
+_PATIENCE_S = 0.05
+_OPEN: set[int] = set()
+
+logger = logging.getLogger("darkroom.errors")
+
+
+@route("classify-batch")
+async def classify_batch(request: Request) -> Response:
+    """POST the files of a multipart form, or a tar; a line of JSON comes back for each."""
+    dataplane = named(request)
+    top_k, threshold = options(request.query_params)
+    if len(_OPEN) >= _MAX_REQUESTS:
+        raise Overloaded(len(_OPEN), what="batch requests")
+    settings = dataplane.settings
+    arriving = uploads(request, max_file_bytes=settings.max_body_bytes, max_bytes=settings.max_batch_bytes)
+    # The first file decides whether this is a batch at all: a problem of its own still has a status of its own.
+    first = await anext(arriving, None)
+    return _Lines(_Batch(dataplane, request_id(request), top_k, threshold), first, arriving)
+
+
+class _Batch:
+    """How one request's images are answered."""
+
+    def __init__(self, dataplane: Dataplane, request_id: str, top_k: int | None, threshold: float) -> None:
+        self._dataplane = dataplane
+        self._top_k, self._threshold = top_k, threshold
+        self.request_id = request_id
+
+    async def answer(self, upload: Upload | Exception, index: int) -> bytes:
+        """The line of one file; or of what ended the body before its end, where the answer has already begun."""
+        line: dict[str, Any] = {"index": index, "name": None if isinstance(upload, Exception) else upload.name}
+        try:
+            if isinstance(upload, Exception):
+                raise upload
+            if upload.data is None:
+                limit = self._dataplane.settings.max_body_bytes
+                raise ImageError("too_many_bytes", f"the file is larger than {limit:,} bytes")
+            found = await self._classified(upload.data)
+            line |= {**who(found.identity, self.request_id), "predictions": predictions(found)}
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.status == 500:
+                logger.error("unexpected error", exc_info=error, extra={"request_id": self.request_id})
+            line |= problem_table(problem, self.request_id)
+        return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+    async def _classified(self, image: bytes) -> Any:
+        """A batch has time: where others wait, it does too."""
+        while True:
+            try:
+                return await self._dataplane.classify(image, self._top_k, self._threshold)
+            except Overloaded:
+                await asyncio.sleep(_PATIENCE_S)
+
+
+class _Lines(Response):
+    """Reads the body and writes the lines at the same time, which Starlette's streaming response does not."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, batch: _Batch, first: Upload | None, arriving: AsyncIterator[Upload]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._batch, self._first, self._arriving = batch, first, arriving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        arrived: asyncio.Queue[Upload | Exception | None] = asyncio.Queue()
+        _OPEN.add(id(self))
+        reader = asyncio.create_task(self._read(arrived))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with contextlib.aclosing(self._answers(arrived)) as answers:
+                async for line in answers:
+                    await send({"type": "http.response.body", "body": line, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            _OPEN.discard(id(self))
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader
+
+    async def _read(self, arrived: asyncio.Queue[Upload | Exception | None]) -> None:
+        try:
+            async for upload in _with_first(self._first, self._arriving):
+                arrived.put_nowait(upload)
+        except Exception as error:
+            arrived.put_nowait(error)
+        arrived.put_nowait(None)
+
+    async def _answers(self, arrived: asyncio.Queue[Upload | Exception | None]) -> AsyncGenerator[bytes, None]:
+        """Lines in order, of `_AHEAD` images at a time."""
+        index, ended = 0, False
+        tasks: deque[asyncio.Task[bytes]] = deque()
+        try:
+            while tasks or not ended:
+                while not ended and len(tasks) < _AHEAD and not (tasks and arrived.empty()):
+                    upload = await arrived.get()
+                    if upload is None:
+                        ended = True
+                    else:
+                        tasks.append(asyncio.create_task(self._batch.answer(upload, index)))
+                        index += 1
+                if tasks:
+                    yield await tasks[0]
+                    tasks.popleft()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _with_first(first: Upload | None, others: AsyncIterator[Upload]) -> AsyncIterator[Upload]:
+    if first is not None:
+        yield first
+        async for upload in others:
+            yield upload
