@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.rest import named, options, predictions, who
-from bentos.kit.errors import Overloaded, problem_of, problem_table, request_id
+from bentos.kit.errors import Overloaded, RequestRefused, problem_of, problem_table, request_id
 from bentos.kit.handlers import route
 from bentos.kit.uploads import Upload, uploads
 from pipelines.core.errors import ImageError
@@ -46,6 +46,8 @@ async def classify_batch(request: Request) -> Response:
     arriving = uploads(request, max_file_bytes=settings.max_body_bytes, max_bytes=settings.max_batch_bytes)
     # The first file decides whether this is a batch at all: a problem of its own still has a status of its own.
     first = await anext(arriving, None)
+    if first is None:
+        raise RequestRefused(400, "bad_batch", "no file in the form or tar; curl: -F image=@A -F image=@B")
     return _Lines(_Batch(dataplane, request_id(request), top_k, threshold), first, arriving)
 
 
@@ -89,7 +91,7 @@ class _Lines(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, batch: _Batch, first: Upload | None, arriving: AsyncIterator[Upload]) -> None:
+    def __init__(self, batch: _Batch, first: Upload, arriving: AsyncIterator[Upload]) -> None:
         super().__init__()
         del self.headers["content-length"]
         self._batch, self._first, self._arriving = batch, first, arriving
@@ -139,7 +141,7 @@ class _Lines(Response):
                 task.cancel()
 
 
-async def _with_first(first: Upload | None, others: AsyncIterator[Upload]) -> AsyncIterator[Upload]:
+async def _with_first(first: Upload, others: AsyncIterator[Upload]) -> AsyncIterator[Upload]:
     if first is not None:
         yield first
         async for upload in others:

@@ -46,6 +46,14 @@ async def describe(request: Request) -> Response:
     return JSONResponse(named(request).describe())
 
 
+@route("openapi")
+async def openapi(request: Request) -> Response:
+    """GET the OpenAPI document of what serves."""
+    from bentos.classifier.openapi import document
+
+    return JSONResponse(document(named(request)))
+
+
 def predictions(answer: Classification) -> list[dict[str, Any]]:
     return [
         {"class_name": one.class_name, "label": one.label, "probability": one.probability} for one in answer.predictions

@@ -116,6 +116,8 @@ def test_answers_come_while_images_are_still_arriving(served: Served) -> None:
         (coloured("red"), "", 400, "bad_batch"),
         (b"x" * 2000, "application/x-tar", 400, "bad_batch"),
         (b"", "multipart/form-data; boundary=edge", 400, "bad_multipart"),
+        (*form({}), 400, "bad_batch"),
+        (*tar({}), 400, "bad_batch"),
         (b"nonsense", "multipart/form-data; boundary=edge", 400, "bad_multipart"),
         (b"--edge\r\n", "multipart/form-data", 400, "bad_multipart"),
         (

@@ -151,18 +151,16 @@ def _output(tensor: OutputTensor) -> tuple[dict[str, Any], bytes | None]:
 
 
 def _list(table: Mapping[str, Any], key: str, *, required: bool = True) -> Sequence[Any]:
-    found = table.get(key)
-    if found is None and not required:
+    if key not in table and not required:
         return []
+    found = table.get(key)
     if not isinstance(found, list):
         raise _wrong(key, found, "a list")
     return found
 
 
 def _parameters(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    found = table.get("parameters")
-    if found is None:
-        return {}
+    found = table.get("parameters", {})
     if not isinstance(found, dict):
         raise _wrong(f"{where}.parameters", found, "an object")
     return found

@@ -250,7 +250,10 @@ def _batch_routes(models: Mapping[str, Sequence[Backend]], default: Sequence[Bac
 def _default_routes(backends: Sequence[Backend], nothing: str) -> list[Resource]:
     """Paths that name no model. What a call by gRPC names and is not deployed is here too: any process says so."""
     calls = (_OIP_GRPC, "/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/")
-    paths = ("/v1/classify", "/v1/embed", "/livez", "/readyz", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready")
+    paths = (
+        *("/v1/classify", "/v1/embed", "/v1/openapi.json", "/livez", "/readyz", "/metrics"),
+        *("/v2", "/v2/health/live", "/v2/health/ready"),
+    )
     if not backends:
         return [
             *(_problem({"prefix": call}, 503, nothing) for call in calls),
@@ -461,6 +464,7 @@ def _index(models: Sequence[str], default_model: str) -> Resource:
         "classify_batch": "POST a form's files, or a tar, to /v1/models/{name}/classify/batch; JSON lines come back",
         "embed": "POST the bytes of one image to /v1/models/{name}/embed or /v1/embed",
         "stream": "WebSocket /v1/models/{name}/stream or /v1/stream: an image a frame, a JSON text back",
+        "openapi": "/v1/models/{name}/openapi.json or /v1/openapi.json",
         "open_inference_protocol": "/v2 by REST, inference.GRPCInferenceService by gRPC, both on this port",
     }
     return {
