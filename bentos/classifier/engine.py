@@ -67,16 +67,22 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, images: Sequence[bytes], first: int = 0) -> Outputs:
-        """Answers to encoded images, together.
+    def admit(self, num_images: int) -> None:
+        """Raises Overloaded where so many more would wait too long. Who finds nobody waiting is always admitted."""
+        wait_s = self.wait_s()
+        too_many = self._num_waiting + num_images > self._max_waiting
+        if self._num_waiting and (too_many or wait_s > self._max_wait_s):
+            raise Overloaded(self._num_waiting, retry_after_s=max(1, math.ceil(wait_s)))
 
-        Raises ImageError for the first that is refused, with its place where there are several, counted from `first`;
-        or Overloaded.
+    async def run(self, images: Sequence[bytes], first: int = 0) -> Outputs:
+        """Answers to encoded images, together. `admit` them before.
+
+        Raises ImageError for the first that is refused, with its place where there are several, counted from `first`.
         """
         return await self._submit(images, None, len(images), first)
 
     async def run_pixels(self, pixels_NHWC: Pixels) -> Outputs:  # noqa: N803
-        """Answers to preprocessed images, uint8 [N, H, W, 3]. Raises Overloaded."""
+        """Answers to preprocessed images, uint8 [N, H, W, 3]. `admit` them before."""
         return await self._submit((), pixels_NHWC, len(pixels_NHWC), 0)
 
     def wait_s(self) -> float:
@@ -91,9 +97,6 @@ class Engine:
             thread.join()
 
     async def _submit(self, images: Sequence[bytes], pixels: Pixels | None, num_images: int, first: int) -> Outputs:
-        wait_s = self.wait_s()
-        if self._num_waiting and (self._num_waiting + num_images > self._max_waiting or wait_s > self._max_wait_s):
-            raise Overloaded(self._num_waiting, retry_after_s=max(1, math.ceil(wait_s)))
         self._loop = loop = asyncio.get_running_loop()
         job = _Job(images, pixels, num_images, first, loop.create_future(), time.perf_counter())
         self._num_waiting += num_images

@@ -11,14 +11,18 @@ from starlette.responses import JSONResponse, Response
 from bentos.classifier.dataplane import Classification, Dataplane
 from bentos.classifier.identity import Identity
 from bentos.kit.bodies import read_file
-from bentos.kit.errors import RequestRefused, request_id
+from bentos.kit.errors import Ending, RequestRefused, request_id
 from bentos.kit.handlers import route
 
 MAX_TOP_K = 100_000
 
 
 def dataplane_of(request: Request) -> Dataplane:
-    return cast(Dataplane, request.app.state.dataplane)
+    """Raises Ending where the model is gone already."""
+    dataplane = cast("Dataplane | None", request.app.state.dataplane)
+    if dataplane is None:
+        raise Ending
+    return dataplane
 
 
 @route("classify")

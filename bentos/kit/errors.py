@@ -53,6 +53,13 @@ class Overloaded(RequestRefused):
         self.retry_after_s = retry_after_s
 
 
+class Ending(RequestRefused):
+    """The process is about to end."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "ending", "this process is ending; try again")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """What a client learns of an error."""

@@ -34,6 +34,8 @@ class ServiceSettings:
     """Of one image."""
     max_batch_bytes: int
     """Of all images of a batch request."""
+    cache_bytes: int
+    """Answers that are kept for the same image again; 0 keeps none."""
     top_k: int
     """Classes in an answer unless the request asks otherwise."""
     provider: str
@@ -60,6 +62,7 @@ def load(default_model_folder: Path) -> ServiceSettings:
         max_images=_number("DARKROOM_MAX_IMAGES", 64, maximum=100_000),
         max_body_bytes=_number("DARKROOM_MAX_BODY_BYTES", 20 * 1024 * 1024, maximum=2**31),
         max_batch_bytes=_number("DARKROOM_MAX_BATCH_BYTES", 64 * 1024 * 1024, maximum=2**31),
+        cache_bytes=_number("DARKROOM_CACHE_BYTES", 64 * 1024 * 1024, minimum=0, maximum=2**40),
         top_k=_number("DARKROOM_TOP_K", 5, maximum=1000),
         provider=_choice("DARKROOM_PROVIDER", ("auto", "cpu", "cuda")),
         grpc_port=_number("DARKROOM_GRPC_PORT", 0, minimum=0, maximum=65535),

@@ -40,6 +40,16 @@ class Outputs:
         rows = slice(start, stop)
         return Outputs(logits=self.logits[rows], probabilities=self.probabilities[rows], embedding=self.embedding[rows])
 
+    def copy(self) -> Outputs:
+        """The same in memory of its own."""
+        return Outputs(
+            logits=self.logits.copy(), probabilities=self.probabilities.copy(), embedding=self.embedding.copy()
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.logits.nbytes + self.probabilities.nbytes + self.embedding.nbytes
+
     @classmethod
     def joined(cls, parts: Sequence[Outputs]) -> Outputs:
         """One after the other."""

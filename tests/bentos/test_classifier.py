@@ -191,6 +191,22 @@ def test_metrics_count_requests_and_refusals(served: Served) -> None:
     assert f'package_digest="{served.package.digest}"' in text
 
 
+def test_the_same_image_again_comes_from_the_cache(served: Served) -> None:
+    image = coloured("red", 4711)
+    hits = [_hits(served)]
+    answers = []
+    for path in ("/v1/classify", "/v1/models/colours/classify", "/v1/embed"):
+        answers.append(ask(served.port, path, image)[1])
+        hits.append(_hits(served))
+    assert [hit - hits[0] for hit in hits] == [0, 0, 1, 2]
+    assert answers[0]["predictions"] == answers[1]["predictions"]
+
+
+def _hits(served: Served) -> float:
+    text = raw(served.port, "/metrics")[2].decode()
+    return float(next(line.split()[-1] for line in text.splitlines() if 'cache_lookups_total{result="hit"}' in line))
+
+
 def test_a_refusal_is_in_the_log_with_its_request_id(served: Served) -> None:
     ask(served.port, "/v1/classify", b"", {"X-Request-ID": "look-for-me"})
     wait_until(lambda: "look-for-me" in served.log.read_text())

@@ -8,6 +8,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from bentos.kit import settings
+from bentos.kit.cache import Cache
 from bentos.kit.errors import Overloaded, RequestRefused, problem_of
 from pipelines.core.cores import num_cores
 from pipelines.core.errors import ImageError, IntegrityError, NotFound, UserError
@@ -57,3 +58,22 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=name):
         settings.load(Path("/model"))
+
+
+# --- cache ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_gives_up_what_was_used_least_recently() -> None:
+    cache: Cache[str] = Cache(30)
+    for key in "abc":
+        cache.put(key, key.upper(), 10)
+    assert cache.get("a") == "A"
+    cache.put("d", "D", 10)
+    assert [cache.get(key) for key in "abcd"] == ["A", None, "C", "D"]
+    cache.put("huge", "H", 31)
+    assert cache.get("huge") is None
+    cache.put("e", "E", 30)
+    assert [cache.get(key) for key in "acde"] == [None, None, None, "E"]
+    cache.put("e", "again", 5)
+    assert cache.get("e") == "E"
+    assert not Cache(0).enabled

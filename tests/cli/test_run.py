@@ -81,13 +81,14 @@ def _images(folder: Path, classes: tuple[str, ...], *, side: int, count: int = 3
     return folder
 
 
-def test_photographs_get_a_torchvision_network(home_settings: Settings, tmp_path: Path) -> None:
+def test_photographs_get_random_crops(home_settings: Settings, tmp_path: Path) -> None:
     folder = _images(tmp_path / 'My "Photos"', ("cat", "dog"), side=300)
     recipe = data_recipe.ensure_recipe(home_settings, str(folder))
     assert recipe.name == "my-photos"
     assert recipe.source == Source(uri=str(folder), dated=False)
-    assert (recipe.model.backbone, recipe.preprocessing.height) == ("resnet18", 128)
-    assert (recipe.augmentation.crop, recipe.augmentation.flip) == ("resized", "random")
+    assert (recipe.model.backbone, recipe.preprocessing.height) == ("airbench", 64)
+    assert (recipe.augmentation.crop, recipe.augmentation.flip) == ("resized", "alternating")
+    assert (recipe.training.optimizer, recipe.training.batch_size) == ("muon", 64)
     assert data_recipe.ensure_recipe(home_settings, str(folder)) == recipe
 
 
@@ -135,15 +136,15 @@ def test_a_template_whose_source_is_no_table_says_how_to_write_it(home_settings:
         data_recipe.ensure_recipe(home_settings, str(_images(tmp_path / "x", ("a", "b"), side=16)), "inline")
 
 
-def test_small_dated_glyphs_get_the_small_network_and_are_not_mirrored(home_settings: Settings, tmp_path: Path) -> None:
+def test_small_dated_glyphs_are_not_mirrored(home_settings: Settings, tmp_path: Path) -> None:
     for day in ("2023-05-01", "2023-05-02"):
         _images(tmp_path / "glyphs" / f"dt={day}", ("a", "b"), side=28)
     recipe = data_recipe.ensure_recipe(home_settings, str(tmp_path / "glyphs"))
     assert recipe.source.dated
     assert recipe.schedule.start_date == "2023-05-01"
-    assert (recipe.model.backbone, recipe.preprocessing.width) == ("small", 32)
-    assert (recipe.augmentation.crop, recipe.augmentation.flip) == ("shift", "none")
-    assert recipe.training.epochs == 60  # few images: the upper bound
+    assert (recipe.model.backbone, recipe.preprocessing.width) == ("airbench", 32)
+    assert (recipe.augmentation.crop, recipe.augmentation.flip, recipe.evaluation.tta) == ("shift", "none", "none")
+    assert recipe.training.epochs == 40  # few images: the upper bound
 
 
 def test_an_edited_recipe_is_kept_and_another_folder_of_that_name_gets_a_name_of_its_own(
@@ -151,7 +152,7 @@ def test_an_edited_recipe_is_kept_and_another_folder_of_that_name_gets_a_name_of
 ) -> None:
     data_recipe.ensure_recipe(home_settings, str(_images(tmp_path / "parts", ("a", "b"), side=16)))
     path = home_settings.home / "recipes" / "parts.toml"
-    path.write_text(path.read_text().replace("epochs = 60", "epochs = 7"))
+    path.write_text(path.read_text().replace("epochs = 40", "epochs = 7"))
     assert data_recipe.ensure_recipe(home_settings, str(tmp_path / "parts")).training.epochs == 7
     other = _images(tmp_path / "elsewhere" / "parts", ("a", "b"), side=16)
     with pytest.raises(UserError, match=r"--name"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from typing import cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,6 +11,7 @@ from starlette.routing import Route
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.oip import rest_messages
 from bentos.classifier.oip.inference import EXTENSIONS, SERVER, infer, metadata, server_version
+from bentos.classifier.rest import dataplane_of
 from bentos.kit.bodies import read_body
 from bentos.kit.errors import request_id
 from bentos.kit.handlers import route
@@ -39,7 +39,8 @@ async def live(_: Request) -> Response:
 
 @route("oip-health")
 async def ready(request: Request) -> Response:
-    return JSONResponse({"ready": _dataplane(request) is not None})
+    dataplane_of(request)
+    return JSONResponse({"ready": True})
 
 
 @route("oip-metadata")
@@ -91,11 +92,7 @@ def _respond(answer_body: tuple[bytes, int | None], accepted: str) -> Response:
     return Response(body, headers=headers, media_type=media_type)
 
 
-def _dataplane(request: Request) -> Dataplane:
-    return cast(Dataplane, request.app.state.dataplane)
-
-
 def _named(request: Request) -> Dataplane:
-    dataplane = _dataplane(request)
+    dataplane = dataplane_of(request)
     dataplane.check_name(request.path_params["name"], request.path_params.get("version", ""))
     return dataplane

@@ -179,24 +179,28 @@ class _Size:
 
     up_to_px: int
     side_px: int
-    backbone: str
+    start_size: float
     samples: int
-    batch_size: int
     crop: str
 
 
 _SIZES = (
-    _Size(up_to_px=40, side_px=32, backbone="small", samples=400_000, batch_size=128, crop="shift"),
-    _Size(up_to_px=56, side_px=48, backbone="small", samples=180_000, batch_size=128, crop="shift"),
-    _Size(up_to_px=96, side_px=64, backbone="small", samples=100_000, batch_size=128, crop="shift"),
-    _Size(up_to_px=1 << 30, side_px=128, backbone="resnet18", samples=24_000, batch_size=64, crop="resized"),
+    _Size(up_to_px=40, side_px=32, start_size=0.75, samples=180_000, crop="shift"),
+    _Size(up_to_px=56, side_px=48, start_size=0.5, samples=110_000, crop="shift"),
+    _Size(up_to_px=96, side_px=64, start_size=0.5, samples=60_000, crop="shift"),
+    _Size(up_to_px=1 << 30, side_px=64, start_size=0.5, samples=60_000, crop="resized"),
 )
+_BATCH_SIZES = ((5_000, 64), (10_000, 128), (25_000, 256))
+"""Training images below which a batch holds so many: a small set needs its number of steps."""
+_LARGEST_BATCH = 500
 
 
 def compose(name: str, uri: str, found: Inspection) -> str:
     """The recipe's text, with what was seen and what follows from it as comments."""
     size = next(one for one in _SIZES if found.side_px <= one.up_to_px)
-    epochs = max(3, min(60, round(size.samples / max(1, found.num_images * 0.7))))
+    num_training = max(1.0, found.num_images * 0.7)
+    epochs = max(3, min(40, round(size.samples / num_training)))
+    batch_size = next((batch for below, batch in _BATCH_SIZES if num_training < below), _LARGEST_BATCH)
     # Digits, letters and such mean something else when mirrored.
     glyphs = all(len(label) == 1 for label in found.class_names)
     schedule = f'\n[schedule]\nstart_date = "{found.days[0]}"\n' if found.dated else ""
@@ -216,16 +220,29 @@ height = {size.side_px}
 width = {size.side_px}
 
 [model]
-backbone = "{size.backbone}"
+backbone = "airbench"
+embedding_dim = 0
 
 [training]
-# About {size.samples:,} samples in all: minutes on two CPU cores. With a GPU, larger networks and more epochs pay.
+# Minutes on two CPU cores. With a GPU, larger images, other networks and more epochs pay.
 epochs = {epochs}
-batch_size = {size.batch_size}
+batch_size = {batch_size}
+optimizer = "muon"
+learning_rate = 0.12
+schedule = "trapezoid"
+warmup_share = 0.0
+cooldown_share = 1.0
+label_smoothing = 0.2
+patience = 0
+keep = "last"
 
 [augmentation]
 crop = "{size.crop}"
-flip = "{"none" if glyphs else "random"}"
+flip = "{"none" if glyphs else "alternating"}"
+start_size = {size.start_size}
+
+[evaluation]
+tta = "{"none" if glyphs else "mirror"}"
 
 [gate]
 # What about {round(found.num_images * _TEST_SHARE):,} test images can tell of two equal models.
