@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -96,16 +98,32 @@ def test_a_deployment_serves_by_name_and_by_default(
     assert ask(settings.gateway_port, "/readyz")[0] == 200
 
 
+def raw_ask(port: int, path: str, body: bytes, content_type: str) -> bytes:
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("POST", path, body, {"Content-Type": content_type})
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def form_of(image: bytes) -> tuple[bytes, str]:
+    head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    return head + image + b"\r\n--edge--\r\n", "multipart/form-data; boundary=edge"
+
+
 def test_every_transport_gives_the_same_answer_on_one_port(
     reconciler: Reconciler, settings: Settings, builds: dict[int, Build], tmp_path: Path
 ) -> None:
     port, images = settings.gateway_port, [coloured("green", 8)]
     _, by_http = ask(port, "/v1/models/colours/classify", images[0])
     expected = {one["label"]: one["probability"] for one in by_http["predictions"]}
-    with connect(f"ws://127.0.0.1:{port}/v1/models/colours/stream") as socket:
-        socket.send(images[0])
-        by_stream = json.loads(socket.recv(timeout=20))
+    with connect(f"ws://127.0.0.1:{port}/v1/models/colours/stream") as stream:
+        stream.send(images[0])
+        by_stream = json.loads(stream.recv(timeout=20))
+    lines = raw_ask(port, "/v1/classify/batch", *form_of(images[0]))
     assert by_stream["predictions"] == by_http["predictions"]
+    assert json.loads(lines)["predictions"] == by_http["predictions"]
     found = ask_with_triton(images, http_port=port, grpc_port=port, model="colours", version="1", folder=tmp_path)
     assert len(found) == 6
     for name, answer in found.items():
@@ -156,6 +174,43 @@ def test_a_killed_process_is_back_soon(reconciler: Reconciler, settings: Setting
     os.kill(process.pid, signal.SIGKILL)
     wait_until(lambda: any(one.restarts == 1 and one.state == "ready" for one in reconciler.processes()))
     wait_until(lambda: served_version(settings) is not None)
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.full)])
+def test_slow_bodies_are_ended_and_others_do_not_notice(reconciler: Reconciler, settings: Settings, count: int) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    began = time.monotonic()
+    slow = [socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=1) for _ in range(count)]
+    try:
+        for one in slow:
+            one.sendall(head)
+        open_sockets = list(slow)
+        while open_sockets and time.monotonic() - began < 20:
+            assert ask(settings.gateway_port, "/v1/classify", coloured("red"))[0] == 200
+            time.sleep(0.5)
+            open_sockets = [one for one in open_sockets if _drips(one)]
+        assert not open_sockets
+        assert time.monotonic() - began < 16
+    finally:
+        for one in slow:
+            one.close()
+
+
+def _drips(connection: socket.socket) -> bool:
+    """Send one byte more; False where the other side has given up."""
+    try:
+        connection.setblocking(False)
+        try:
+            if connection.recv(4096):
+                return False
+        except BlockingIOError:
+            pass
+        else:
+            return False
+        connection.send(b"x")
+    except OSError:
+        return False
+    return True
 
 
 def test_several_processes_share_the_load(reconciler: Reconciler, settings: Settings, builds: dict[int, Build]) -> None:

@@ -14,6 +14,8 @@ MAX_BODY_BYTES = 20 * 1024 * 1024
 MAX_BATCH_BYTES = 64 * 1024 * 1024
 """Of a batch request's images, all together."""
 REQUEST_TIMEOUT_S = 30
+BODY_TIMEOUT_S = 14
+"""For a body to arrive: who sends a byte now and then does not hold a place for long."""
 STATISTICS = {"cds/cds.json": "cluster_manager.cds", "rds/rds.json": "rds.darkroom"}
 """Where Envoy counts what it took and refused of a kind of file."""
 
@@ -318,7 +320,8 @@ def _listener(folder: Path, port: int, access_log: Path) -> Resource:
             }
         },
         "request_headers_timeout": "6s",
-        "request_timeout": f"{2 * REQUEST_TIMEOUT_S}s",
+        # Until the answer begins: a batch's does with its first image, a stream's at once.
+        "request_timeout": f"{BODY_TIMEOUT_S}s",
         "stream_idle_timeout": f"{2 * REQUEST_TIMEOUT_S}s",
         "common_http_protocol_options": {"idle_timeout": "300s"},
         "http2_protocol_options": {"max_concurrent_streams": 100},
