@@ -129,9 +129,12 @@ class Engine:
 
     def _take(self) -> list[_Job]:
         """The next job and what waits behind it: this thread's share, at most a batch. Empty at the end."""
-        job = self._jobs.get()
-        if job is None:
-            return []
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                return []
+            if not job.future.cancelled():  # else its client has gone
+                break
         jobs = [job]
         waiting = self._jobs.qsize() + 1
         limit = min(self._batch_limit(), -(-waiting // self._num_threads))
@@ -144,9 +147,10 @@ class Engine:
             if job is None:  # the end of another thread
                 self._jobs.put(None)
                 break
-            jobs.append(job)
-            num_images += job.num_images
-        return [job for job in jobs if not job.future.cancelled()] or self._take()
+            if not job.future.cancelled():
+                jobs.append(job)
+                num_images += job.num_images
+        return jobs
 
     def _batch_limit(self) -> int:
         if not self._seconds_an_image:

@@ -54,7 +54,7 @@ async def _serve(socket: WebSocket, dataplane: Dataplane, request_id: str, top_k
     writer = asyncio.create_task(_write(socket, answers))
     number = 0
     try:
-        while not writer.done():
+        while True:
             image = await _frame(socket, dataplane.settings.max_body_bytes)
             if image is None:
                 break
@@ -89,8 +89,17 @@ async def _frame(socket: WebSocket, max_bytes: int) -> bytes | None:
 
 
 async def _write(socket: WebSocket, answers: asyncio.Queue[asyncio.Task[dict[str, Any]] | None]) -> None:
+    """Send answers in their order. Goes on taking them when the client has gone: the reader must not wait for a place
+    for ever.
+    """
+    gone = False
     while task := await answers.get():
-        await socket.send_text(json.dumps(await task, separators=(",", ":")))
+        answer = await task
+        if not gone:
+            try:
+                await socket.send_text(json.dumps(answer, separators=(",", ":")))
+            except (WebSocketDisconnect, RuntimeError, OSError):
+                gone = True
 
 
 async def _classify(

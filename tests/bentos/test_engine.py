@@ -154,12 +154,13 @@ def test_who_would_wait_too_long_is_not_admitted(package: ModelPackage) -> None:
 
 
 def test_what_nobody_waits_for_any_more_is_not_computed(package: ModelPackage) -> None:
-    classifier = Slow(package, 0.05)
+    classifier = Slow(package, 0.5)
 
     async def work(running: Engine) -> None:
+        many = images(3) * 700
         first = asyncio.create_task(running.run(images(1)))
         await asyncio.sleep(0.01)
-        others = [asyncio.create_task(running.run([image])) for image in images(5)]
+        others = [asyncio.create_task(running.run([image])) for image in many]
         await asyncio.sleep(0.01)
         for other in others:
             other.cancel()

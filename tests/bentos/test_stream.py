@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from http.client import HTTPConnection
+from socket import SHUT_RDWR
 from typing import Any
 
 import pytest
 from example_packages import COLOURS, coloured
 from served_bento import Served
-from serving_platform import ask
+from serving_platform import ask, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -81,10 +83,24 @@ def test_what_it_does_not_take_ends_the_stream_with_a_code(
     assert caught.value.rcvd.code == code
 
 
-def test_a_client_that_goes_away_leaves_nothing_behind(served: Served) -> None:
+@pytest.mark.parametrize("abruptly", [False, True])
+def test_a_client_that_goes_away_leaves_nothing_behind(served: Served, abruptly: bool) -> None:
     for _ in range(5):
         with opened(served) as socket:
-            socket.send(coloured("red"))
-            socket.send(coloured("red"))
+            for number in range(100):
+                socket.send(coloured("red", number))
+            if abruptly:
+                socket.socket.shutdown(SHUT_RDWR)
+    wait_until(lambda: _open_streams(served) == 0)
     assert ask(served.port, "/v1/classify", coloured("red"))[0] == 200
     assert "Traceback" not in served.log.read_text()
+
+
+def _open_streams(served: Served) -> float:
+    connection = HTTPConnection("127.0.0.1", served.port, timeout=20)
+    try:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    finally:
+        connection.close()
+    return float(next(line.split()[-1] for line in lines if line.startswith("darkroom_open_streams ")))
