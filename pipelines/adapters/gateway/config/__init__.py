@@ -1,0 +1,10 @@
+"""Envoy's configuration as plain JSON: bootstrap, clusters, endpoints and routes. No I/O."""
+
+from pipelines.adapters.gateway.config.clusters import Endpoint, clusters, endpoints, grpc_cluster
+from pipelines.adapters.gateway.config.listener import bootstrap
+from pipelines.adapters.gateway.config.routes import Backend, routes
+
+STATISTICS = {"cds/cds.json": "cluster_manager.cds", "rds/rds.json": "rds.darkroom"}
+"""Where Envoy counts what it took and refused of a kind of file."""
+
+__all__ = ["STATISTICS", "Backend", "Endpoint", "bootstrap", "clusters", "endpoints", "grpc_cluster", "routes"]

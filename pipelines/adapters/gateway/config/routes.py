@@ -1,0 +1,220 @@
+"""Which path goes to whom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipelines.adapters.gateway.config.clusters import grpc_cluster
+from pipelines.adapters.gateway.config.parts import (
+    HTTP_FILTERS,
+    MAX_BATCH_BYTES,
+    MAX_BODY_BYTES,
+    REQUEST_TIMEOUT_S,
+    ROUTES_NAME,
+    TYPES,
+    Resource,
+)
+
+MODEL_HEADER, VERSION_HEADER = "x-darkroom-model", "x-darkroom-version"
+"""Set by `model_of_call.lua`."""
+
+_OIP_GRPC = "/inference.GRPCInferenceService/"
+_UNBUFFERED = {"envoy.filters.http.buffer": {"@type": f"{HTTP_FILTERS}.buffer.v3.BufferPerRoute", "disabled": True}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A deployment's share of its model's requests."""
+
+    cluster: str
+    version: str
+    weight: int
+
+
+def routes(models: Mapping[str, Sequence[Backend]], default_model: str) -> Resource:
+    """Routes of every model, of the plain paths to the default one, and problems for everything else."""
+    default = models.get(default_model, ())
+    nothing = f"{default_model} is not deployed yet"
+    too_long = f"the body is larger than {MAX_BODY_BYTES} bytes"
+    served = [route for model, backends in sorted(models.items()) for route in _routes_of(model, backends)]
+    known = ", ".join(sorted(models))
+    return {
+        "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
+        "name": ROUTES_NAME,
+        "virtual_hosts": [
+            {
+                "name": "darkroom",
+                "domains": ["*"],
+                "routes": [
+                    *_batch_routes(models, default),
+                    _problem(_longer({"prefix": "/"}, MAX_BODY_BYTES), 413, too_long),
+                    _index(sorted(models), default_model),
+                    *served,
+                    *_default_routes(default, nothing),
+                    *(
+                        _problem({"prefix": prefix}, 404, f"no such model; deployed: {known}")
+                        if models
+                        else _problem({"prefix": prefix}, 503, "nothing is deployed yet")
+                        for prefix in ("/v1/models/", "/v2/models/")
+                    ),
+                    _problem({"prefix": "/"}, 404, "no such path; / lists what there is"),
+                ],
+            }
+        ],
+    }
+
+
+def _routes_of(model: str, backends: Sequence[Backend]) -> list[Resource]:
+    """Every path of one model."""
+    base, oip = f"/v1/models/{model}", f"/v2/models/{model}"
+    # A version by its name goes to its own processes, whatever their share of the requests without one.
+    by_version = {
+        version: [replace(backend, weight=1) for backend in backends if backend.version == version]
+        for version in sorted({backend.version for backend in backends})
+    }
+    named = [
+        route
+        for version, own in by_version.items()
+        for route in (
+            _to_grpc(own, {"prefix": _OIP_GRPC}, model, version),
+            _to(own, {"path_separated_prefix": f"{oip}/versions/{version}"}),
+        )
+    ]
+    return [
+        *named,
+        _to_grpc(backends, {"prefix": _OIP_GRPC}, model),
+        *(_to(backends, {"path": base + probe}, rewrite=probe) for probe in ("/livez", "/readyz", "/metrics")),
+        _to_stream(backends, {"path": f"{base}/stream"}),
+        _to(backends, {"path_separated_prefix": base}),
+        _to(backends, {"path_separated_prefix": oip}),
+    ]
+
+
+def _batch_routes(models: Mapping[str, Sequence[Backend]], default: Sequence[Backend]) -> list[Resource]:
+    """Many images in a request: they pass while they arrive, and are answered meanwhile."""
+    paths = {f"/v1/models/{model}/classify/batch": backends for model, backends in sorted(models.items())}
+    if default:
+        paths["/v1/classify/batch"] = default
+    found = []
+    for path, backends in paths.items():
+        too_long = f"the body is larger than {MAX_BATCH_BYTES} bytes; send several requests"
+        found.append(_problem(_longer({"path": path}, MAX_BATCH_BYTES), 413, too_long))
+        route = _to(backends, {"path": path})
+        # What has been sent on cannot be sent again, and lines may come for minutes.
+        del route["route"]["retry_policy"]
+        route["route"]["timeout"] = "0s"
+        route["typed_per_filter_config"] = _UNBUFFERED
+        found.append(route)
+    return found
+
+
+def _default_routes(backends: Sequence[Backend], nothing: str) -> list[Resource]:
+    """Paths that name no model. What a call by gRPC names and is not deployed is here too: any process says so."""
+    calls = (_OIP_GRPC, "/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/")
+    paths = (
+        *("/v1/classify", "/v1/embed", "/v1/openapi.json", "/livez", "/readyz", "/metrics"),
+        *("/v2", "/v2/health/live", "/v2/health/ready"),
+    )
+    if not backends:
+        return [
+            *(_problem({"prefix": call}, 503, nothing) for call in calls),
+            *(_problem({"path": path}, 503, nothing) for path in (*paths, "/v1/classify/batch", "/v1/stream")),
+        ]
+    return [
+        *(_to_grpc(backends, {"prefix": call}) for call in calls),
+        _to_stream(backends, {"path": "/v1/stream"}),
+        *(_to(backends, {"path": path}) for path in paths),
+    ]
+
+
+def _to(
+    backends: Sequence[Backend], match: Resource, rewrite: str | None = None, name_of: Callable[[str], str] = str
+) -> Resource:
+    action: Resource = {
+        "weighted_clusters": {
+            "clusters": [
+                {"name": name_of(backend.cluster), "weight": backend.weight}
+                for backend in sorted(backends, key=lambda backend: backend.cluster)
+            ]
+        },
+        "timeout": f"{REQUEST_TIMEOUT_S}s",
+        # To classify is to read: doing it again on another process harms nobody.
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset",
+            "num_retries": 3,
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {
+                        "@type": f"{TYPES}.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                    },
+                }
+            ],
+            "host_selection_retry_max_attempts": "3",
+            "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
+        },
+    }
+    if rewrite is not None:
+        action["prefix_rewrite"] = rewrite
+    return {"match": match, "route": action}
+
+
+def _to_grpc(backends: Sequence[Backend], match: Resource, model: str = "", version: str = "") -> Resource:
+    """Calls by gRPC, of one model or version where given: the filter `model_of_call` has put them into headers."""
+    named = {MODEL_HEADER: model, VERSION_HEADER: version}
+    headers = [{"name": name, "string_match": {"exact": value}} for name, value in named.items() if value]
+    found = _to(backends, {**match, "grpc": {}, **({"headers": headers} if headers else {})}, name_of=grpc_cluster)
+    if match["prefix"] != _OIP_GRPC:  # streams, that last
+        found["route"]["timeout"] = "0s"
+        found["typed_per_filter_config"] = _UNBUFFERED
+    return found
+
+
+def _to_stream(backends: Sequence[Backend], match: Resource) -> Resource:
+    """WebSockets: nothing is waited for, nothing tried again."""
+    found = _to(backends, {**match, "headers": [{"name": "upgrade", "string_match": {"exact": "websocket"}}]})
+    del found["route"]["retry_policy"]
+    found["route"] |= {"timeout": "0s", "upgrade_configs": [{"upgrade_type": "websocket", "enabled": True}]}
+    found["typed_per_filter_config"] = _UNBUFFERED
+    return found
+
+
+def _problem(match: Resource, status: int, detail: str) -> Resource:
+    return {
+        "match": match,
+        "direct_response": {"status": status, "body": {"inline_string": detail}},
+        # Answered from the headers: the buffer filter would wait for the body first.
+        "typed_per_filter_config": _UNBUFFERED,
+    }
+
+
+def _longer(match: Resource, max_bytes: int) -> Resource:
+    """Requests with a larger body: refused by their header, before a byte is read."""
+    beyond = {"start": str(max_bytes + 1), "end": str(2**63 - 1)}
+    return {**match, "headers": [{"name": "content-length", "range_match": beyond}]}
+
+
+def _index(models: Sequence[str], default_model: str) -> Resource:
+    index = {
+        "service": "darkroom",
+        "models": {model: f"/v1/models/{model}/classify" for model in models},
+        "default_model": default_model if default_model in models else None,
+        "classify": "POST the bytes of one image to /v1/models/{name}/classify or /v1/classify",
+        "classify_batch": "POST a form's files, or a tar, to /v1/models/{name}/classify/batch; JSON lines come back",
+        "embed": "POST the bytes of one image to /v1/models/{name}/embed or /v1/embed",
+        "stream": "WebSocket /v1/models/{name}/stream or /v1/stream: an image a frame, a JSON text back",
+        "openapi": "/v1/models/{name}/openapi.json or /v1/openapi.json",
+        "open_inference_protocol": "/v2 by REST, inference.GRPCInferenceService by gRPC, both on this port",
+    }
+    return {
+        "match": {"path": "/"},
+        "direct_response": {"status": 200, "body": {"inline_string": json.dumps(index)}},
+        "response_headers_to_add": [
+            {
+                "header": {"key": "content-type", "value": "application/json"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ],
+    }
