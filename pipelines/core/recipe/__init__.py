@@ -6,6 +6,7 @@ the field of Airflow's trigger form.
 """
 
 from pipelines.core.recipe.files import find, get, load, registered, template
+from pipelines.core.recipe.recipe import NAME_PATTERN, Recipe, digest_of
 from pipelines.core.recipe.sections import (
     Augmentation,
     Evaluation,
@@ -23,7 +24,6 @@ from pipelines.core.recipe.sections import (
     Validation,
 )
 from pipelines.core.recipe.tables import form_fields, from_dict, override, to_dict
-from pipelines.core.recipe.whole import NAME_PATTERN, Recipe, digest_of
 
 __all__ = [
     "NAME_PATTERN",

@@ -6,8 +6,8 @@ import tomllib
 from pathlib import Path
 
 from pipelines.core.errors import RecipeError
+from pipelines.core.recipe.recipe import Recipe
 from pipelines.core.recipe.tables import from_dict
-from pipelines.core.recipe.whole import Recipe
 
 
 def load(path: Path) -> Recipe:

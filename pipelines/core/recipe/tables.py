@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pipelines.core.errors import RecipeError
 from pipelines.core.recipe.options import build
-from pipelines.core.recipe.whole import Recipe
+from pipelines.core.recipe.recipe import Recipe
 
 
 def from_dict(table: Mapping[str, Any]) -> Recipe:
