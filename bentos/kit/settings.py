@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipelines.core.cores import num_cores
 from pipelines.core.errors import UserError
+from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class ServiceSettings:
     cluster: str
     """The gateway's name for the deployment that this process is part of; it vouches for the process on /readyz."""
     threads: int
-    """Threads of the model for one request."""
+    """Threads of the model for one batch."""
     concurrency: int
     """Batches that are decoded and classified at once."""
     max_batch: int
@@ -60,8 +61,8 @@ def load(default_model_folder: Path) -> ServiceSettings:
         max_waiting=_number("DARKROOM_MAX_WAITING", 256, maximum=100_000),
         max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 2000, maximum=600_000) / 1000,
         max_images=_number("DARKROOM_MAX_IMAGES", 64, maximum=100_000),
-        max_body_bytes=_number("DARKROOM_MAX_BODY_BYTES", 20 * 1024 * 1024, maximum=2**31),
-        max_batch_bytes=_number("DARKROOM_MAX_BATCH_BYTES", 64 * 1024 * 1024, maximum=2**31),
+        max_body_bytes=_number("DARKROOM_MAX_BODY_BYTES", MAX_BODY_BYTES, maximum=2**31),
+        max_batch_bytes=_number("DARKROOM_MAX_BATCH_BYTES", MAX_BATCH_BYTES, maximum=2**31),
         cache_bytes=_number("DARKROOM_CACHE_BYTES", 64 * 1024 * 1024, minimum=0, maximum=2**40),
         top_k=_number("DARKROOM_TOP_K", 5, maximum=1000),
         provider=_choice("DARKROOM_PROVIDER", ("auto", "cpu", "cuda")),

@@ -8,7 +8,6 @@ from typing import Any
 from pipelines.adapters.gateway.config.parts import (
     BODY_TIMEOUT_S,
     HTTP_FILTERS,
-    MAX_BODY_BYTES,
     REQUEST_TIMEOUT_S,
     ROUTES_NAME,
     TYPES,
@@ -16,6 +15,7 @@ from pipelines.adapters.gateway.config.parts import (
     address,
     watched,
 )
+from pipelines.core.limits import MAX_BODY_BYTES
 
 MODEL_OF_CALL = (Path(__file__).parent / "model_of_call.lua").read_text("utf-8")
 """A call by gRPC names its model in the message, and Envoy routes by headers: this makes the headers."""

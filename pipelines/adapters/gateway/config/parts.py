@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 Resource = dict[str, Any]
-MAX_BODY_BYTES = 20 * 1024 * 1024
-MAX_BATCH_BYTES = 64 * 1024 * 1024
-"""Of a batch request's images, all together."""
+
 REQUEST_TIMEOUT_S = 30
 BODY_TIMEOUT_S = 14
 """For a body to arrive: who sends a byte now and then does not hold a place for long."""

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from pipelines.adapters.gateway.config.clusters import grpc_cluster
 from pipelines.adapters.gateway.config.parts import (
     HTTP_FILTERS,
-    MAX_BATCH_BYTES,
-    MAX_BODY_BYTES,
     REQUEST_TIMEOUT_S,
     ROUTES_NAME,
     TYPES,
     Resource,
 )
+from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES
 
 MODEL_HEADER, VERSION_HEADER = "x-darkroom-model", "x-darkroom-version"
 """Set by `model_of_call.lua`."""
