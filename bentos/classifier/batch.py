@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -20,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.rest import named, options, predictions, who
-from bentos.kit.errors import Overloaded, RequestRefused, problem_of, problem_table, request_id
+from bentos.kit.errors import Overloaded, RequestRefused, logged, problem_table, request_id
 from bentos.kit.handlers import route
 from bentos.kit.uploads import Upload, uploads
 from pipelines.core.errors import ImageError
@@ -30,9 +29,7 @@ _AHEAD = 8
 _MAX_REQUESTS = 4
 """Such requests in a process at once: each may hold as many bytes as its limit."""
 _PATIENCE_S = 0.05
-_OPEN: set[int] = set()
-
-logger = logging.getLogger("darkroom.errors")
+_PLACES = asyncio.Semaphore(_MAX_REQUESTS)
 
 
 @route("classify-batch")
@@ -40,8 +37,8 @@ async def classify_batch(request: Request) -> Response:
     """POST the files of a multipart form, or a tar; a line of JSON comes back for each."""
     dataplane = named(request)
     top_k, threshold = options(request.query_params)
-    if len(_OPEN) >= _MAX_REQUESTS:
-        raise Overloaded(len(_OPEN), what="batch requests")
+    if _PLACES.locked():
+        raise Overloaded(_MAX_REQUESTS, what="batch requests")
     settings = dataplane.settings
     arriving = uploads(request, max_file_bytes=settings.max_body_bytes, max_bytes=settings.max_batch_bytes)
     # The first file decides whether this is a batch at all: a problem of its own still has a status of its own.
@@ -57,7 +54,7 @@ class _Batch:
     def __init__(self, dataplane: Dataplane, request_id: str, top_k: int | None, threshold: float) -> None:
         self._dataplane = dataplane
         self._top_k, self._threshold = top_k, threshold
-        self.request_id = request_id
+        self._request_id = request_id
 
     async def answer(self, upload: Upload | Exception, index: int) -> bytes:
         """The line of one file; or of what ended the body before its end, where the answer has already begun."""
@@ -69,12 +66,9 @@ class _Batch:
                 limit = self._dataplane.settings.max_body_bytes
                 raise ImageError("too_many_bytes", f"the file is larger than {limit:,} bytes")
             found = await self._classified(upload.data)
-            line |= {**who(found.identity, self.request_id), "predictions": predictions(found)}
+            line |= {**who(found.identity, self._request_id), "predictions": predictions(found)}
         except Exception as error:
-            problem = problem_of(error)
-            if problem.status == 500:
-                logger.error("unexpected error", exc_info=error, extra={"request_id": self.request_id})
-            line |= problem_table(problem, self.request_id)
+            line |= problem_table(logged(error, self._request_id), self._request_id)
         return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
     async def _classified(self, image: bytes) -> Any:
@@ -98,7 +92,7 @@ class _Lines(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         arrived: asyncio.Queue[Upload | Exception | None] = asyncio.Queue()
-        _OPEN.add(id(self))
+        await _PLACES.acquire()
         reader = asyncio.create_task(self._read(arrived))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -107,14 +101,15 @@ class _Lines(Response):
                     await send({"type": "http.response.body", "body": line, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            _OPEN.discard(id(self))
+            _PLACES.release()
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reader
 
     async def _read(self, arrived: asyncio.Queue[Upload | Exception | None]) -> None:
         try:
-            async for upload in _with_first(self._first, self._arriving):
+            arrived.put_nowait(self._first)
+            async for upload in self._arriving:
                 arrived.put_nowait(upload)
         except Exception as error:
             arrived.put_nowait(error)
@@ -139,10 +134,3 @@ class _Lines(Response):
         finally:
             for task in tasks:
                 task.cancel()
-
-
-async def _with_first(first: Upload, others: AsyncIterator[Upload]) -> AsyncIterator[Upload]:
-    if first is not None:
-        yield first
-        async for upload in others:
-            yield upload

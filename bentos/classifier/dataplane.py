@@ -163,9 +163,11 @@ class Dataplane:
 
         Raises ImageError for the first image that is refused, naming its place; Overloaded where too many wait.
         """
-        size = self.settings.max_batch
         if len(images) == 1:
             return await self._outputs(images[0])
+        size = self.settings.max_batch
+        # Once for all: its own first images must not keep its last ones out.
+        self.engine.admit(len(images) if pixels_NHWC is None else len(pixels_NHWC))
         if pixels_NHWC is not None:
             parts = [pixels_NHWC[first : first + size] for first in range(0, len(pixels_NHWC), size)]
             return Outputs.joined(await asyncio.gather(*(self.engine.run_pixels(part) for part in parts)))

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class _Job:
     future: asyncio.Future[Outputs]
     arrived: float
     error: Exception | None = None
-    outputs: Outputs | None = field(default=None)
+    outputs: Outputs | None = None
 
 
 class Engine:

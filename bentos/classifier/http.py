@@ -30,7 +30,9 @@ def application(load: Callable[[], Dataplane]) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         dataplane = load()
-        async with GrpcServer(dataplane, dataplane.settings):
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(dataplane.close)
+            await stack.enter_async_context(GrpcServer(dataplane, dataplane.settings))
             app.state.dataplane = dataplane
             # What is loaded stays: p99 fell from 142 to 4 ms once the collector stopped walking it.
             gc.freeze()
@@ -39,7 +41,6 @@ def application(load: Callable[[], Dataplane]) -> Starlette:
                 yield
             finally:
                 app.state.dataplane = None
-        dataplane.close()
 
     app = Starlette(
         routes=[

@@ -70,10 +70,10 @@ def options(query: Mapping[str, str]) -> tuple[int | None, float]:
 
 
 def named(request: Request) -> Dataplane:
-    """The dataplane, where the path names its model or none. Raises NotFound."""
-    dataplane = dataplane_of(request)
-    if "name" in request.path_params:
-        dataplane.check_name(request.path_params["name"])
+    """The dataplane, where the path names its model and version or none. Raises NotFound."""
+    dataplane, path = dataplane_of(request), request.path_params
+    if "name" in path:
+        dataplane.check_name(path["name"], path.get("version", ""))
     return dataplane
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from typing import Any, cast
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from bentos.classifier.dataplane import Dataplane
-from bentos.classifier.rest import options, predictions
-from bentos.kit.errors import problem_of, problem_table
-from bentos.kit.telemetry import STREAMS, accepted_request_id, count
+from bentos.classifier.rest import options, predictions, who
+from bentos.kit.errors import logged, problem_of, problem_table
+from bentos.kit.telemetry import CANCELLED, STREAMS, accepted_request_id, count
 
 ROUTE = "stream"
 _AHEAD = 4
@@ -25,8 +24,6 @@ _AHEAD = 4
 _UNSUPPORTED, _TOO_BIG, _ENDING = 1003, 1009, 1001
 _OURS = 4000
 """Plus the status that HTTP would have: codes from here on are for applications."""
-
-logger = logging.getLogger("darkroom.errors")
 
 
 async def stream(socket: WebSocket) -> None:
@@ -46,16 +43,22 @@ async def stream(socket: WebSocket) -> None:
         await socket.close(_OURS + problem.status, problem.reason)
         return
     with STREAMS.track_inprogress():
-        await _serve(socket, dataplane, request_id, top_k, threshold)
+        await serve(socket, dataplane, request_id, top_k, threshold)
 
 
-async def _serve(socket: WebSocket, dataplane: Dataplane, request_id: str, top_k: int | None, threshold: float) -> None:
+async def serve(socket: WebSocket, dataplane: Dataplane, request_id: str, top_k: int | None, threshold: float) -> None:
+    """Answer the frames of an accepted connection until either side ends it."""
     answers: asyncio.Queue[asyncio.Task[dict[str, Any]] | None] = asyncio.Queue(_AHEAD)
     writer = asyncio.create_task(_write(socket, answers))
     number = 0
+    unfit: _Unfit | None = None
     try:
         while True:
-            image = await _frame(socket, dataplane.settings.max_body_bytes)
+            try:
+                image = await _frame(socket, dataplane.settings.max_body_bytes)
+            except _Unfit as error:
+                unfit = error
+                break
             if image is None:
                 break
             await answers.put(
@@ -64,6 +67,8 @@ async def _serve(socket: WebSocket, dataplane: Dataplane, request_id: str, top_k
             number += 1
         await answers.put(None)
         await writer
+        if unfit is not None:  # only now: what came before it has its answers
+            await socket.close(unfit.code, unfit.reason)
     except (WebSocketDisconnect, RuntimeError):
         pass  # nobody is left to answer
     finally:
@@ -73,18 +78,24 @@ async def _serve(socket: WebSocket, dataplane: Dataplane, request_id: str, top_k
                 task.cancel()
 
 
+class _Unfit(Exception):
+    """A frame that ends the stream."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
 async def _frame(socket: WebSocket, max_bytes: int) -> bytes | None:
-    """The next image; None where the stream is over."""
+    """The next image; None where the stream is over. Raises _Unfit."""
     message = await socket.receive()
     if message["type"] != "websocket.receive":
         return None
     data = message.get("bytes")
     if data is None:
-        await socket.close(_UNSUPPORTED, "one image a binary frame")
-        return None
+        raise _Unfit(_UNSUPPORTED, "one image a binary frame")
     if len(data) > max_bytes:
-        await socket.close(_TOO_BIG, f"a frame is larger than {max_bytes:,} bytes")
-        return None
+        raise _Unfit(_TOO_BIG, f"a frame is larger than {max_bytes:,} bytes")
     return bytes(data)
 
 
@@ -106,22 +117,14 @@ async def _classify(
     dataplane: Dataplane, image: bytes, request_id: str, number: int, top_k: int | None, threshold: float
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    reason, status = "none", 200
+    reason, status = "cancelled", CANCELLED
     try:
         answer = await dataplane.classify(image, top_k, threshold)
-        return {
-            "index": number,
-            "model_name": answer.identity.model_name,
-            "model_version": answer.identity.model_version,
-            "package_digest": answer.identity.package_digest,
-            "request_id": request_id,
-            "predictions": predictions(answer),
-        }
+        reason, status = "none", 200
+        return {"index": number, **who(answer.identity, request_id), "predictions": predictions(answer)}
     except Exception as error:
-        problem = problem_of(error)
+        problem = logged(error, request_id)
         reason, status = problem.reason, problem.status
-        if status == 500:
-            logger.error("unexpected error", exc_info=error, extra={"request_id": request_id})
         return {"index": number, **problem_table(problem, request_id)}
     finally:
         count(ROUTE, status, reason, time.perf_counter() - started, request_id)

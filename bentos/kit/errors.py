@@ -24,7 +24,6 @@ _IMAGE_STATUS = {
 }
 """Any other reason (truncated, corrupt) is an image that we read and cannot use: 422."""
 
-
 _GRPC_STATUS = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
@@ -39,25 +38,25 @@ _GRPC_STATUS = {
 class RequestRefused(UserError):
     """A request that is wrong before any image is looked at."""
 
-    def __init__(self, status: int, reason: str, detail: str) -> None:
+    def __init__(self, status: int, reason: str, detail: str, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(RequestRefused):
     """More waits than this process will answer in time."""
 
     def __init__(self, num_waiting: int, retry_after_s: int = 1, *, what: str = "images") -> None:
-        super().__init__(503, "overloaded", f"{num_waiting} {what} are waiting; try again later")
-        self.retry_after_s = retry_after_s
+        super().__init__(503, "overloaded", f"{num_waiting} {what} are waiting; try again later", retry_after_s)
 
 
 class Ending(RequestRefused):
     """The process is about to end."""
 
     def __init__(self) -> None:
-        super().__init__(503, "ending", "this process is ending; try again")
+        super().__init__(503, "ending", "this process is ending; try again", retry_after_s=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +72,10 @@ class Problem:
 
 def problem_of(error: Exception) -> Problem:
     """The problem that stands for an error."""
-    if isinstance(error, Overloaded):
-        return Problem(status=503, reason=error.reason, detail=str(error), retry_after_s=error.retry_after_s)
     if isinstance(error, ImageError):
         return Problem(status=_IMAGE_STATUS.get(error.reason, 422), reason=error.reason, detail=error.detail)
     if isinstance(error, RequestRefused):
-        return Problem(status=error.status, reason=error.reason, detail=str(error))
+        return Problem(status=error.status, reason=error.reason, detail=str(error), retry_after_s=error.retry_after_s)
     if isinstance(error, NotFound):
         return Problem(status=404, reason="not_found", detail=str(error))
     if isinstance(error, UserError):
@@ -87,6 +84,14 @@ def problem_of(error: Exception) -> Problem:
         reason = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         return Problem(status=error.status_code, reason=reason, detail=error.detail)
     return Problem(status=500, reason="internal_error", detail="the server failed; its log has the request id")
+
+
+def logged(error: Exception, request_id: str) -> Problem:
+    """The same; an error that nobody expected goes into the log with the request's id."""
+    problem = problem_of(error)
+    if problem.status == 500:
+        logger.error("unexpected error", exc_info=error, extra={"request_id": request_id})
+    return problem
 
 
 def problem_table(problem: Problem, request_id: str) -> dict[str, Any]:
@@ -110,10 +115,8 @@ def grpc_status(problem: Problem) -> Any:
 
 async def respond(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for every error."""
-    problem = problem_of(error)
+    problem = logged(error, request_id(request))
     request.scope["problem_reason"] = problem.reason
-    if problem.status == 500:
-        logger.error("unexpected error", exc_info=error, extra={"request_id": request_id(request)})
     headers = dict(getattr(error, "headers", None) or {})
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(problem.retry_after_s)

@@ -55,6 +55,9 @@ MODEL = Gauge(
     registry=REGISTRY,
 )
 
+CANCELLED = 499
+"""Counted as the status of what its client no longer waited for."""
+
 REQUEST_ID = "darkroom.request_id"
 """Key of the ASGI scope."""
 

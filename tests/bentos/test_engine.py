@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from example_packages import COLOURS, coloured
+from slow_classifier import Slow
 
 from bentos.classifier.engine import Engine
 from bentos.kit.errors import Overloaded
 from pipelines.core.errors import ImageError
 from pipelines.core.inference import Classifier, Outputs
 from pipelines.core.model_package import ModelPackage
-from pipelines.core.pixelset import Pixels
-
-
-class Slow(Classifier):
-    """Takes its time for every batch, and remembers its size."""
-
-    def __init__(self, package: ModelPackage, seconds: float = 0.0) -> None:
-        super().__init__(package, provider="cpu")
-        self.seconds = seconds
-        self.sizes: list[int] = []
-        self.fails = False
-
-    def predict_batch(self, pixels_NHWC: Pixels) -> Outputs:  # noqa: N803
-        self.sizes.append(len(pixels_NHWC))
-        time.sleep(self.seconds * len(pixels_NHWC))
-        if self.fails:
-            raise RuntimeError("the runtime failed")
-        return super().predict_batch(pixels_NHWC)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def test_a_bad_image_is_a_problem_in_its_place(served: Served) -> None:
 
 
 def test_a_client_that_does_not_read_is_held_back(served: Served) -> None:
-    """It may send as much as it likes: the process works on a few images at a time and reads no more."""
+    """It may send as much as it likes: others are answered meanwhile, and it loses nothing."""
     with opened(served) as socket:
         for number in range(200):
             socket.send(coloured("green", number))

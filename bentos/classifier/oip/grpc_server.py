@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -14,9 +13,10 @@ from grpc_reflection.v1alpha import reflection
 
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.oip import grpc_messages, inference, inference_pb2
-from bentos.kit.errors import grpc_status, problem_of
+from bentos.kit.errors import grpc_status, logged
 from bentos.kit.settings import ServiceSettings
-from bentos.kit.telemetry import accepted_request_id, count
+from bentos.kit.telemetry import CANCELLED, accepted_request_id, count
+from pipelines.core.errors import PlatformError
 
 SERVICE = "inference.GRPCInferenceService"
 _SLACK = 64 * 1024
@@ -24,8 +24,6 @@ _SLACK = 64 * 1024
 
 Context = Any
 """grpc.aio.ServicerContext, which has no published types."""
-
-logger = logging.getLogger("darkroom.errors")
 
 
 class GrpcServer:
@@ -56,7 +54,10 @@ class GrpcServer:
         server.add_generic_rpc_handlers((_handlers(self._dataplane),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        server.add_insecure_port(f"{settings.grpc_host}:{settings.grpc_port}")
+        try:
+            server.add_insecure_port(f"{settings.grpc_host}:{settings.grpc_port}")
+        except RuntimeError as error:
+            raise PlatformError(f"gRPC on {settings.grpc_host}:{settings.grpc_port}: {error}") from error
         await server.start()
         for name in ("", SERVICE, self._dataplane.identity.model_name):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -127,14 +128,14 @@ def _answered(handler: Callable[[Any, str], Awaitable[Any]], route: str) -> Call
         given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
         request_id = accepted_request_id(str(given).encode())
         context.set_trailing_metadata((("x-request-id", request_id),))
-        reason, status = "none", 200
+        reason, status = "cancelled", CANCELLED
         try:
-            return await handler(request, request_id)
+            answer = await handler(request, request_id)
+            reason, status = "none", 200
+            return answer
         except Exception as error:
-            problem = problem_of(error)
+            problem = logged(error, request_id)
             reason, status = problem.reason, problem.status
-            if status == 500:
-                logger.error("unexpected error", exc_info=error, extra={"request_id": request_id})
             metadata = [("x-request-id", request_id), ("x-darkroom-reason", reason)]
             if problem.retry_after_s is not None:
                 metadata.append(("retry-after", str(problem.retry_after_s)))

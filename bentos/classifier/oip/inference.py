@@ -43,18 +43,10 @@ async def infer(dataplane: Dataplane, request: InferRequest, request_id: str) ->
     )
 
 
-def signatures(dataplane: Dataplane) -> tuple[tuple[Signature, ...], tuple[Signature, ...]]:
-    """Inputs and outputs."""
-    classifier = dataplane.classifier
-    return (
-        inputs_of(classifier.package.preprocessing),
-        outputs_of(len(dataplane.class_names), classifier.embedding_dim),
-    )
-
-
 def metadata(dataplane: Dataplane) -> dict[str, Any]:
     """The model's metadata as the protocol's JSON has it."""
-    inputs, outputs = signatures(dataplane)
+    inputs = inputs_of(dataplane.classifier.package.preprocessing)
+    outputs = outputs_of(len(dataplane.class_names), dataplane.classifier.embedding_dim)
     return {
         "name": dataplane.identity.model_name,
         "versions": [dataplane.identity.model_version],

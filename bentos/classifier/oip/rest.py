@@ -8,10 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.oip import rest_messages
 from bentos.classifier.oip.inference import EXTENSIONS, SERVER, infer, metadata, server_version
-from bentos.classifier.rest import dataplane_of
+from bentos.classifier.rest import dataplane_of, named
 from bentos.kit.bodies import read_body
 from bentos.kit.errors import request_id
 from bentos.kit.handlers import route
@@ -50,18 +49,18 @@ async def server_metadata(_: Request) -> Response:
 
 @route("oip-health")
 async def model_ready(request: Request) -> Response:
-    dataplane = _named(request)
+    dataplane = named(request)
     return JSONResponse({"name": dataplane.identity.model_name, "ready": True})
 
 
 @route("oip-metadata")
 async def model_metadata(request: Request) -> Response:
-    return JSONResponse(metadata(_named(request)))
+    return JSONResponse(metadata(named(request)))
 
 
 @route("oip-infer")
 async def model_infer(request: Request) -> Response:
-    dataplane = _named(request)
+    dataplane = named(request)
     headers = request.headers
     limit = dataplane.settings.max_body_bytes + _BODY_SLACK
     body = rest_messages.uncompressed(
@@ -90,9 +89,3 @@ def _respond(answer_body: tuple[bytes, int | None], accepted: str) -> Response:
         headers["Content-Encoding"] = encoding
     media_type = "application/json" if header_length is None else "application/octet-stream"
     return Response(body, headers=headers, media_type=media_type)
-
-
-def _named(request: Request) -> Dataplane:
-    dataplane = dataplane_of(request)
-    dataplane.check_name(request.path_params["name"], request.path_params.get("version", ""))
-    return dataplane
