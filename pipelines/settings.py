@@ -19,6 +19,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_PORTS = {"airflow": 8081, "mlflow": 8082, "envoy_admin": 8083, "postgres": 8084}
 DEFAULT_GATEWAY_PORT = 8080
 DATABASES = ("airflow", "mlflow", "feast", "darkroom")
+PLATFORM_KEY = "platform-key"
+"""Name of that secret."""
+SERVING_ROLE = "serving"
+"""Serving processes' role in the database `darkroom`: it may look up keys and count use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,8 @@ class Settings:
     """The recipe that the plain names stand for: /v1/classify, `ingest_images`, `train_classifier`."""
     celery_queue: str | None
     """Reserved for a Celery queue of the step operator; None runs steps as local processes."""
+    auth: str = "required"
+    """`required`, or `off` on a machine where nobody else can reach the gateway."""
     features_redis: str | None = None
     """Feast's online store in Redis (`host:port,db=0,password=…`) instead of PostgreSQL; `similar` needs the latter."""
     min_memory_mb: int = 4000
@@ -81,13 +87,30 @@ class Settings:
         except OSError as error:
             raise UserError(f"{self.secrets / name}: no such secret; `darkroom up` makes it") from error
 
+    @property
+    def platform_authorization(self) -> dict[str, str]:
+        """The header by which the platform itself asks what it serves. Raises UserError before the first `up`."""
+        return {"Authorization": f"Bearer {self.secret(PLATFORM_KEY)}"}
+
     def database_url(self, owner: str) -> str:
         """PostgreSQL URL of one of DATABASES; DARKROOM_DATABASE_URL_<OWNER> replaces the embedded server."""
         external = os.environ.get(f"DARKROOM_DATABASE_URL_{owner.upper()}")
         if external:
             return external
-        password = quote(self.secret(f"postgres-{owner}"), safe="")
-        return f"postgresql://{owner}:{password}@127.0.0.1:{self.port('postgres')}/{owner}"
+        return self._embedded_url(owner, owner)
+
+    @property
+    def serving_database_url(self) -> str:
+        """PostgreSQL URL for serving processes; DARKROOM_DATABASE_URL_SERVING where the server is not the embedded one.
+
+        Without it they connect to an external server as Darkroom itself, which may do more than they need.
+        """
+        given = os.environ.get("DARKROOM_DATABASE_URL_SERVING") or os.environ.get("DARKROOM_DATABASE_URL_DARKROOM")
+        return given or self._embedded_url(SERVING_ROLE, "darkroom")
+
+    def _embedded_url(self, role: str, database: str) -> str:
+        password = quote(self.secret(f"postgres-{role}"), safe="")
+        return f"postgresql://{role}:{password}@127.0.0.1:{self.port('postgres')}/{database}"
 
 
 def _kept_ports(home: Path) -> dict[str, int]:
@@ -112,6 +135,13 @@ def _megabytes(name: str, default: int) -> int:
     return int(text)
 
 
+def _choice(name: str, allowed: tuple[str, ...]) -> str:
+    text = os.environ.get(name) or allowed[0]
+    if text not in allowed:
+        raise UserError(f"{name}={text!r}: expected one of {', '.join(allowed)}")
+    return text
+
+
 def load() -> Settings:
     """Settings from the environment. Raises UserError naming the variable."""
     home = Path(os.environ.get("DARKROOM_HOME") or REPOSITORY / ".darkroom").expanduser().absolute()
@@ -125,6 +155,7 @@ def load() -> Settings:
         ),
         default_model=os.environ.get("DARKROOM_DEFAULT_MODEL") or "digits",
         celery_queue=os.environ.get("DARKROOM_CELERY_QUEUE") or None,
+        auth=_choice("DARKROOM_AUTH", ("required", "off")),
         features_redis=os.environ.get("DARKROOM_FEATURES_REDIS") or None,
         min_memory_mb=_megabytes("DARKROOM_MIN_MEMORY_MB", 4000),
         min_disk_mb=_megabytes("DARKROOM_MIN_DISK_MB", 1000),

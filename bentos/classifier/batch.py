@@ -19,8 +19,9 @@ from starlette.types import Receive, Scope, Send
 
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.rest import named, options, predictions, who
-from bentos.kit.errors import Overloaded, RequestRefused, logged, problem_table, request_id
-from bentos.kit.handlers import route
+from bentos.kit.access import Caller
+from bentos.kit.errors import Overloaded, RequestRefused, logged, problem_table
+from bentos.kit.front import caller_of
 from bentos.kit.uploads import Upload, uploads
 from pipelines.core.errors import ImageError
 
@@ -32,7 +33,6 @@ _PATIENCE_S = 0.05
 _PLACES = asyncio.Semaphore(_MAX_REQUESTS)
 
 
-@route("classify-batch")
 async def classify_batch(request: Request) -> Response:
     """POST the files of a multipart form, or a tar; a line of JSON comes back for each."""
     dataplane = named(request)
@@ -45,16 +45,15 @@ async def classify_batch(request: Request) -> Response:
     first = await anext(arriving, None)
     if first is None:
         raise RequestRefused(400, "bad_batch", "no file in the form or tar; curl: -F image=@A -F image=@B")
-    return _Lines(_Batch(dataplane, request_id(request), top_k, threshold), first, arriving)
+    return _Lines(_Batch(dataplane, caller_of(request), top_k, threshold), first, arriving)
 
 
 class _Batch:
     """How one request's images are answered."""
 
-    def __init__(self, dataplane: Dataplane, request_id: str, top_k: int | None, threshold: float) -> None:
-        self._dataplane = dataplane
+    def __init__(self, dataplane: Dataplane, caller: Caller, top_k: int | None, threshold: float) -> None:
+        self._dataplane, self._caller = dataplane, caller
         self._top_k, self._threshold = top_k, threshold
-        self._request_id = request_id
 
     async def answer(self, upload: Upload | Exception, index: int) -> bytes:
         """The line of one file; or of what ended the body before its end, where the answer has already begun."""
@@ -65,17 +64,19 @@ class _Batch:
             if upload.data is None:
                 limit = self._dataplane.settings.max_body_bytes
                 raise ImageError("too_many_bytes", f"the file is larger than {limit:,} bytes")
+            self._caller.charge(1 if index else 0)
             found = await self._classified(upload.data)
-            line |= {**who(found.identity, self._request_id), "predictions": predictions(found)}
+            line |= {**who(found.identity, self._caller.request_id), "predictions": predictions(found)}
         except Exception as error:
-            line |= problem_table(logged(error, self._request_id), self._request_id)
+            line |= problem_table(logged(error, self._caller.request_id), self._caller.request_id)
         return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
     async def _classified(self, image: bytes) -> Any:
         """A batch has time: where others wait, it does too."""
         while True:
             try:
-                return await self._dataplane.classify(image, self._top_k, self._threshold)
+                asker = self._caller.credential.id
+                return await self._dataplane.classify(image, self._top_k, self._threshold, asker=asker)
             except Overloaded:
                 await asyncio.sleep(_PATIENCE_S)
 

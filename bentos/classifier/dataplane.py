@@ -118,12 +118,16 @@ class Dataplane:
                 f"{self.identity.model_version}"
             )
 
-    async def classify(self, image: bytes, top_k: int | None = None, threshold: float = 0.0) -> Classification:
+    async def classify(
+        self, image: bytes, top_k: int | None = None, threshold: float = 0.0, *, asker: str = ""
+    ) -> Classification:
         """The most probable classes of one encoded image, none below the threshold.
+
+        Answers are kept for the same `asker` only: how fast one comes must not tell what others have asked.
 
         Raises ImageError, or Overloaded where too many wait.
         """
-        outputs = await self._outputs(image)
+        outputs = await self._outputs(image, asker)
         probabilities = outputs.probabilities[0]
         labels = np.argsort(-probabilities, kind="stable")[: top_k or self.settings.top_k].tolist()
         found = probabilities[labels].tolist()
@@ -136,20 +140,20 @@ class Dataplane:
             identity=self.identity,
         )
 
-    async def embed(self, image: bytes) -> Embedding:
+    async def embed(self, image: bytes, *, asker: str = "") -> Embedding:
         """The embedding of one encoded image. Raises ImageError, or Overloaded where too many wait."""
-        outputs = await self._outputs(image)
+        outputs = await self._outputs(image, asker)
         return Embedding(values=tuple(outputs.embedding[0].tolist()), identity=self.identity)
 
-    async def _outputs(self, image: bytes) -> Outputs:
+    async def _outputs(self, image: bytes, asker: str) -> Outputs:
         """What the model says of one encoded image, from the cache where it was asked before.
 
-        One process has one package, which holds its preprocessing: the image's digest is all that is left of the key.
+        One process has one package, which holds its preprocessing: what is left of the key is who asks, and the image.
         """
         if not self._cache.enabled:
             self.engine.admit(1)
             return await self.engine.run([image])
-        key = hashlib.sha256(image).digest()
+        key = (asker, hashlib.sha256(image).digest())
         found = self._cache.get(key)
         if found is None:
             self.engine.admit(1)
@@ -158,13 +162,19 @@ class Dataplane:
             self._cache.put(key, found, found.nbytes + _ENTRY_BYTES)
         return found
 
-    async def infer(self, images: Sequence[bytes], pixels_NHWC: Pixels | None) -> Outputs:  # noqa: N803
+    async def infer(
+        self,
+        images: Sequence[bytes],
+        pixels_NHWC: Pixels | None,  # noqa: N803
+        *,
+        asker: str = "",
+    ) -> Outputs:
         """Everything the model says of encoded images, or of pixels uint8 [N, H, W, 3].
 
         Raises ImageError for the first image that is refused, naming its place; Overloaded where too many wait.
         """
         if len(images) == 1:
-            return await self._outputs(images[0])
+            return await self._outputs(images[0], asker)
         size = self.settings.max_batch
         # Once for all: its own first images must not keep its last ones out.
         self.engine.admit(len(images) if pixels_NHWC is None else len(pixels_NHWC))

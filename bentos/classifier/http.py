@@ -7,33 +7,49 @@ import gc
 from collections.abc import AsyncIterator, Callable
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from bentos.classifier import rest, stream
 from bentos.classifier.batch import classify_batch
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.oip import rest as oip
 from bentos.classifier.oip.grpc_server import GrpcServer
-from bentos.kit.errors import respond
+from bentos.kit.access import Guard
+from bentos.kit.front import Endpoint, Table, get, post
 from bentos.kit.telemetry import metrics
-from pipelines.core.errors import NotFound
-
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+from pipelines.core.access import Scope
 
 
-def application(load: Callable[[], Dataplane]) -> Starlette:
-    """The mounted app. `load` runs when the process starts to serve, never at import."""
+def table() -> Table:
+    """Every path that there is, with the scope that it asks for."""
+    found = [
+        get("describe", "/v1/models/{name}", Scope.READ_MODELS, rest.describe),
+        get("metrics", "/metrics", Scope.READ_METRICS, metrics),
+        *oip.endpoints(),
+    ]
+    # The paths of the default model, and those of a model by name.
+    for start in ("/v1", "/v1/models/{name}"):
+        found += [
+            post("classify", f"{start}/classify", Scope.PREDICT, rest.classify),
+            post("classify-batch", f"{start}/classify/batch", Scope.PREDICT, classify_batch),
+            post("embed", f"{start}/embed", Scope.PREDICT, rest.embed),
+            get("openapi", f"{start}/openapi.json", Scope.READ_MODELS, rest.openapi),
+            Endpoint(name=stream.ROUTE, path=f"{start}/stream", scope=Scope.PREDICT, socket=stream.stream),
+        ]
+    return Table(found)
+
+
+def application(load: Callable[[], tuple[Dataplane, Guard]]) -> Starlette:
+    """The mounted app, which has no routes but the life of the process: `load` runs when it starts to serve."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        dataplane = load()
+        dataplane, guard = load()
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(dataplane.close)
-            await stack.enter_async_context(GrpcServer(dataplane, dataplane.settings))
-            app.state.dataplane = dataplane
+            stack.push_async_callback(guard.close)
+            await stack.enter_async_context(GrpcServer(dataplane, guard, dataplane.settings))
+            app.state.dataplane, app.state.guard = dataplane, guard
+            app.state.model_name = dataplane.identity.model_name
             # What is loaded stays: p99 fell from 142 to 4 ms once the collector stopped walking it.
             gc.freeze()
             gc.set_threshold(50_000, 20, 1000)
@@ -42,56 +58,6 @@ def application(load: Callable[[], Dataplane]) -> Starlette:
             finally:
                 app.state.dataplane = None
 
-    app = Starlette(
-        routes=[
-            *_paths("/classify", rest.classify, "POST"),
-            *_paths("/classify/batch", classify_batch, "POST"),
-            *_paths("/embed", rest.embed, "POST"),
-            *_open(oip.routes()),
-            *_paths("/openapi.json", rest.openapi, "GET"),
-            *_open([Route("/v1/models/{name}", rest.describe, methods=["GET"])]),
-            WebSocketRoute("/v1/stream", stream.stream),
-            WebSocketRoute("/v1/models/{name}/stream", stream.stream),
-            Route("/metrics", metrics, methods=["GET"]),
-            # Before BentoML's own page, which refers to other hosts. GET and HEAD of unknown paths go on to BentoML,
-            # whose probes are there.
-            Route("/{path:path}", unknown, methods=[one for one in _METHODS if one not in ("GET", "HEAD")]),
-        ],
-        lifespan=lifespan,
-        exception_handlers={Exception: respond, 404: respond, 405: respond},
-    )
+    app = Starlette(lifespan=lifespan)
     app.state.dataplane = None
     return app
-
-
-def _paths(end: str, handler: Callable[[Request], object], method: str) -> list[BaseRoute]:
-    """The path of the default model and that of a model by name."""
-    return _open(
-        [Route(f"/v1{end}", handler, methods=[method]), Route(f"/v1/models/{{name}}{end}", handler, methods=[method])]
-    )
-
-
-def _open(routes: list[Route]) -> list[BaseRoute]:
-    """The routes, and a 405 that says which method each would take."""
-    refusals = [
-        Route(
-            route.path,
-            _refusal(sorted(route.methods or ())),
-            methods=[method for method in _METHODS if method not in (route.methods or ())],
-        )
-        for route in routes
-    ]
-    return [*routes, *refusals]
-
-
-def _refusal(methods: list[str]) -> Callable[[Request], object]:
-    allowed = ", ".join(methods)
-
-    async def refuse(request: Request) -> Response:
-        return await respond(request, HTTPException(405, f"this path takes {allowed}", {"Allow": allowed}))
-
-    return refuse
-
-
-async def unknown(request: Request) -> Response:
-    return await respond(request, NotFound(f"{request.url.path}: no such path"))

@@ -16,11 +16,14 @@ Table = dict[str, Any]
 
 _REFUSALS = {
     400: "The request is wrong: body, form or query.",
+    401: "No credential, or one that is not valid, has expired or was revoked.",
+    403: "A credential that is not good for this.",
     404: "Another model's name or version.",
     413: "More bytes or pixels than are taken.",
     415: "Not an image of a format that is taken (JPEG, PNG, WebP, BMP, GIF), or a body in an unknown encoding.",
     422: "An image that is truncated or corrupt.",
-    503: "Too many images wait.",
+    429: "More images than the credential may send; Retry-After says when to come again.",
+    503: "Too many images wait, or nobody can say whether the credential is good; Retry-After says when to come again.",
 }
 _DATATYPES = [
     *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
@@ -43,26 +46,46 @@ def document(dataplane: Dataplane) -> Table:
             "description": f"{len(dataplane.class_names)} classes; package {identity.package_digest}.",
         },
         "servers": [{"url": "/"}],
-        "paths": {
-            f"{v1}/classify": {"post": _classify("classify")},
-            "/v1/classify": {"post": _classify("classifyByDefault")},
-            f"{v1}/classify/batch": {"post": _batch("classifyBatch")},
-            "/v1/classify/batch": {"post": _batch("classifyBatchByDefault")},
-            f"{v1}/embed": {"post": _embed("embed")},
-            "/v1/embed": {"post": _embed("embedByDefault")},
-            v1: {"get": _get("describe", "What serves.", "Model", dataplane.describe())},
-            "/v2": {"get": _get("serverMetadata", "The server and its extensions.", "ServerMetadata")},
-            "/v2/health/live": {"get": _get("serverLive", "Whether the process lives.", "Live")},
-            "/v2/health/ready": {"get": _get("serverReady", "Whether a model is loaded.", "Ready")},
-            v2: {"get": _get("modelMetadata", "Inputs and outputs.", "ModelMetadata", metadata(dataplane))},
-            f"{v2}/ready": {"get": _get("modelReady", "Whether this model is loaded.", "Ready")},
-            f"{v2}/infer": {"post": {"operationId": "infer", **infer}},
-            versioned: {"get": _get("versionMetadata", "Inputs and outputs.", "ModelMetadata")},
-            f"{versioned}/ready": {"get": _get("versionReady", "Whether this version is loaded.", "Ready")},
-            f"{versioned}/infer": {"post": {"operationId": "inferByVersion", **infer}},
+        "security": [{"key": []}],
+        "paths": _guarded(
+            {
+                f"{v1}/classify": {"post": _classify("classify")},
+                "/v1/classify": {"post": _classify("classifyByDefault")},
+                f"{v1}/classify/batch": {"post": _batch("classifyBatch")},
+                "/v1/classify/batch": {"post": _batch("classifyBatchByDefault")},
+                f"{v1}/embed": {"post": _embed("embed")},
+                "/v1/embed": {"post": _embed("embedByDefault")},
+                v1: {"get": _get("describe", "What serves.", "Model", dataplane.describe())},
+                "/v2": {"get": _get("serverMetadata", "The server and its extensions.", "ServerMetadata")},
+                "/v2/health/live": {"get": _get("serverLive", "Whether the process lives.", "Live")},
+                "/v2/health/ready": {"get": _get("serverReady", "Whether a model is loaded.", "Ready")},
+                v2: {"get": _get("modelMetadata", "Inputs and outputs.", "ModelMetadata", metadata(dataplane))},
+                f"{v2}/ready": {"get": _get("modelReady", "Whether this model is loaded.", "Ready")},
+                f"{v2}/infer": {"post": {"operationId": "infer", **infer}},
+                versioned: {"get": _get("versionMetadata", "Inputs and outputs.", "ModelMetadata")},
+                f"{versioned}/ready": {"get": _get("versionReady", "Whether this version is loaded.", "Ready")},
+                f"{versioned}/infer": {"post": {"operationId": "inferByVersion", **infer}},
+            }
+        ),
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key, or a token of the issuer."}
+            },
         },
-        "components": {"schemas": _schemas()},
     }
+
+
+def _guarded(paths: Table) -> Table:
+    """The paths with what may be answered to whoever may not ask, but for those that anybody may."""
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            if path.startswith("/v2/health/"):
+                operation["security"] = []
+            else:
+                limits = (429, 503) if method == "post" else (503,)
+                operation["responses"] |= _refusals(401, 403, *limits)
+    return paths
 
 
 def _classify(name: str) -> Table:

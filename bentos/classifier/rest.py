@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 from bentos.classifier.dataplane import Classification, Dataplane
 from bentos.classifier.identity import Identity
 from bentos.kit.bodies import read_file
-from bentos.kit.errors import Ending, RequestRefused, request_id
-from bentos.kit.handlers import route
+from bentos.kit.errors import Ending, RequestRefused
+from bentos.kit.front import caller_of
 
 MAX_TOP_K = 100_000
 
@@ -25,32 +25,30 @@ def dataplane_of(request: Request) -> Dataplane:
     return dataplane
 
 
-@route("classify")
 async def classify(request: Request) -> Response:
     """POST the bytes of one image; the top classes come back."""
     dataplane = named(request)
     top_k, threshold = options(request.query_params)
     image = await read_file(request, dataplane.settings.max_body_bytes)
-    answer = await dataplane.classify(image, top_k, threshold)
-    return JSONResponse({**who(answer.identity, request_id(request)), "predictions": predictions(answer)})
+    caller = caller_of(request)
+    answer = await dataplane.classify(image, top_k, threshold, asker=caller.credential.id)
+    return JSONResponse({**who(answer.identity, caller.request_id), "predictions": predictions(answer)})
 
 
-@route("embed")
 async def embed(request: Request) -> Response:
     """POST the bytes of one image; its embedding comes back."""
     dataplane = named(request)
     image = await read_file(request, dataplane.settings.max_body_bytes)
-    answer = await dataplane.embed(image)
-    return JSONResponse({**who(answer.identity, request_id(request)), "embedding": answer.values})
+    caller = caller_of(request)
+    answer = await dataplane.embed(image, asker=caller.credential.id)
+    return JSONResponse({**who(answer.identity, caller.request_id), "embedding": answer.values})
 
 
-@route("describe")
 async def describe(request: Request) -> Response:
     """GET what serves."""
     return JSONResponse(named(request).describe())
 
 
-@route("openapi")
 async def openapi(request: Request) -> Response:
     """GET the OpenAPI document of what serves."""
     from bentos.classifier.openapi import document

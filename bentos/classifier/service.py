@@ -8,9 +8,11 @@ from pathlib import Path
 import bentoml
 
 from bentos.classifier.dataplane import Dataplane
-from bentos.classifier.http import application
+from bentos.classifier.http import application, table
 from bentos.kit import settings as service_settings
-from bentos.kit.telemetry import Observed, log_json
+from bentos.kit.access import Guard, make_guard
+from bentos.kit.front import Front
+from bentos.kit.telemetry import log_json
 
 SOURCE = Path(__file__).resolve().parents[2]
 """The bento's src; the model package lies in its folder `model`."""
@@ -25,10 +27,11 @@ LEAN = {
 }
 
 
-def _load() -> Dataplane:
+def _load() -> tuple[Dataplane, Guard]:
     log_json()
     try:
-        return Dataplane(service_settings.load(SOURCE / "model"))
+        settings = service_settings.load(SOURCE / "model")
+        return Dataplane(settings), make_guard(settings.access)
     except Exception as error:
         # One line that says why, for whoever started this process; the server logs the traceback.
         logging.getLogger("darkroom.classifier").error("cannot serve", extra={"reason": str(error)})
@@ -47,4 +50,6 @@ class Classifier:
 
 
 ClassifierService = bentoml.service(Classifier, name="classifier", **LEAN)
-ClassifierService.add_asgi_middleware(Observed, cluster=service_settings.load(SOURCE / "model").cluster)
+ClassifierService.add_asgi_middleware(
+    Front, table=table(), served=app, cluster=service_settings.load(SOURCE / "model").cluster
+)

@@ -15,8 +15,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.rest import options, predictions, who
-from bentos.kit.errors import logged, problem_of, problem_table
-from bentos.kit.telemetry import CANCELLED, STREAMS, accepted_request_id, count
+from bentos.kit.access import Caller
+from bentos.kit.errors import RequestRefused, logged, problem_of, problem_table
+from bentos.kit.front import caller_of
+from bentos.kit.telemetry import CANCELLED, STREAMS, count
 
 ROUTE = "stream"
 _AHEAD = 4
@@ -29,8 +31,8 @@ _OURS = 4000
 async def stream(socket: WebSocket) -> None:
     """Serve one connection until either side ends it."""
     dataplane = cast("Dataplane | None", socket.app.state.dataplane)
-    request_id = accepted_request_id(socket.headers.get("x-request-id", "").encode())
-    await socket.accept(headers=[(b"x-request-id", request_id.encode())])
+    caller = caller_of(socket)
+    await socket.accept(headers=[(b"x-request-id", caller.request_id.encode())])
     try:
         if dataplane is None:
             await socket.close(_ENDING, "the process is ending")
@@ -43,10 +45,10 @@ async def stream(socket: WebSocket) -> None:
         await socket.close(_OURS + problem.status, problem.reason)
         return
     with STREAMS.track_inprogress():
-        await serve(socket, dataplane, request_id, top_k, threshold)
+        await serve(socket, dataplane, caller, top_k, threshold)
 
 
-async def serve(socket: WebSocket, dataplane: Dataplane, request_id: str, top_k: int | None, threshold: float) -> None:
+async def serve(socket: WebSocket, dataplane: Dataplane, caller: Caller, top_k: int | None, threshold: float) -> None:
     """Answer the frames of an accepted connection until either side ends it."""
     answers: asyncio.Queue[asyncio.Task[dict[str, Any]] | None] = asyncio.Queue(_AHEAD)
     writer = asyncio.create_task(_write(socket, answers))
@@ -56,14 +58,16 @@ async def serve(socket: WebSocket, dataplane: Dataplane, request_id: str, top_k:
         while True:
             try:
                 image = await _frame(socket, dataplane.settings.max_body_bytes)
+                await caller.check()
+            except RequestRefused as error:
+                unfit = _Unfit(_OURS + error.status, error.reason)
+                break
             except _Unfit as error:
                 unfit = error
                 break
             if image is None:
                 break
-            await answers.put(
-                asyncio.create_task(_classify(dataplane, image, f"{request_id}/{number}", number, top_k, threshold))
-            )
+            await answers.put(asyncio.create_task(_classify(dataplane, caller, image, number, top_k, threshold)))
             number += 1
         await answers.put(None)
         await writer
@@ -114,12 +118,13 @@ async def _write(socket: WebSocket, answers: asyncio.Queue[asyncio.Task[dict[str
 
 
 async def _classify(
-    dataplane: Dataplane, image: bytes, request_id: str, number: int, top_k: int | None, threshold: float
+    dataplane: Dataplane, caller: Caller, image: bytes, number: int, top_k: int | None, threshold: float
 ) -> dict[str, Any]:
-    started = time.perf_counter()
+    started, request_id = time.perf_counter(), f"{caller.request_id}/{number}"
     reason, status = "cancelled", CANCELLED
     try:
-        answer = await dataplane.classify(image, top_k, threshold)
+        caller.charge(1 if number else 0)
+        answer = await dataplane.classify(image, top_k, threshold, asker=caller.credential.id)
         reason, status = "none", 200
         return {"index": number, **who(answer.identity, request_id), "predictions": predictions(answer)}
     except Exception as error:

@@ -114,10 +114,12 @@ def grpc_status(problem: Problem) -> Any:
 
 
 async def respond(request: Request, error: Exception) -> Response:
-    """Starlette's exception handler for every error."""
+    """The answer to a request that failed."""
     problem = logged(error, request_id(request))
     request.scope["problem_reason"] = problem.reason
     headers = dict(getattr(error, "headers", None) or {})
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(problem.retry_after_s)
     return JSONResponse(
@@ -129,5 +131,5 @@ async def respond(request: Request, error: Exception) -> Response:
 
 
 def request_id(request: Request) -> str:
-    """The id that `telemetry.Observed` gave the request."""
+    """The id that the front gave the request."""
     return str(request.scope.get("darkroom.request_id", ""))

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from bentos.kit.access.settings import AccessSettings, TokenRules
 from pipelines.core.cores import num_cores
 from pipelines.core.errors import UserError
 from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES
@@ -44,6 +45,7 @@ class ServiceSettings:
     grpc_port: int
     """0: no gRPC."""
     grpc_host: str
+    access: AccessSettings
     drain_timeout_s: float
     """What gRPC calls in flight have to finish when the process is asked to end."""
 
@@ -68,8 +70,36 @@ def load(default_model_folder: Path) -> ServiceSettings:
         provider=_choice("DARKROOM_PROVIDER", ("auto", "cpu", "cuda")),
         grpc_port=_number("DARKROOM_GRPC_PORT", 0, minimum=0, maximum=65535),
         grpc_host=os.environ.get("DARKROOM_GRPC_HOST") or "127.0.0.1",
+        access=_access(),
         drain_timeout_s=_number("DARKROOM_DRAIN_TIMEOUT_S", 30, maximum=3600),
     )
+
+
+def _access() -> AccessSettings:
+    issuer = os.environ.get("DARKROOM_JWT_ISSUER")
+    per_minute = _number("DARKROOM_JWT_PER_MINUTE", 0, minimum=0, maximum=10**9)
+    return AccessSettings(
+        required=_choice("DARKROOM_AUTH", ("required", "off")) == "required",
+        keys_url_file=_path("DARKROOM_KEYS_URL_FILE"),
+        platform_key_file=_path("DARKROOM_PLATFORM_KEY_FILE"),
+        token_rules=TokenRules(
+            issuer=issuer,
+            audience=os.environ.get("DARKROOM_JWT_AUDIENCE") or "",
+            keys=os.environ.get("DARKROOM_JWT_KEYS") or "",
+            algorithms=tuple((os.environ.get("DARKROOM_JWT_ALGORITHMS") or "RS256,ES256").replace(" ", "").split(",")),
+            role_claim=os.environ.get("DARKROOM_JWT_ROLE_CLAIM") or "darkroom_role",
+            models_claim=os.environ.get("DARKROOM_JWT_MODELS_CLAIM") or "darkroom_models",
+            per_minute=per_minute or None,
+        )
+        if issuer
+        else None,
+        num_processes=_number("DARKROOM_PROCESSES", 1, maximum=1000),
+    )
+
+
+def _path(name: str) -> Path | None:
+    text = os.environ.get(name)
+    return Path(text) if text else None
 
 
 def give_to_service(*, host: str, grpc_port: int, drain_timeout_s: int) -> None:

@@ -9,14 +9,12 @@ import json
 import logging
 import re
 import sys
-import time
 import uuid
 from datetime import UTC, datetime
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REGISTRY = CollectorRegistry()
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -62,54 +60,8 @@ REQUEST_ID = "darkroom.request_id"
 """Key of the ASGI scope."""
 
 _ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-_VOUCH = b"x-envoy-upstream-healthchecked-cluster"
 
 logger = logging.getLogger("darkroom.requests")
-
-
-class Observed:
-    """ASGI middleware: a request id in and out, counts and times, a log line for what failed.
-
-    Successful requests are in the gateway's access log, with the same id.
-    """
-
-    def __init__(self, app: ASGIApp, cluster: str = "") -> None:
-        self.app = app
-        self.cluster = cluster.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        request_id = _request_id(scope)
-        scope[REQUEST_ID] = request_id
-        status = 500
-
-        async def observed_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-                if self.cluster and scope["path"] == "/readyz":
-                    # Envoy takes a process only where it names the cluster that it belongs to.
-                    message["headers"].append((_VOUCH, self.cluster))
-            await send(message)
-
-        try:
-            await self.app(scope, receive, observed_send)
-        finally:
-            route = str(scope.get("route_name", "other"))
-            if route != "other" or status >= 400:  # else a probe
-                reason = str(scope.get("problem_reason", "none"))
-                count(route, status, reason, time.perf_counter() - started, request_id, scope["path"])
-
-
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            return accepted_request_id(value)
-    return accepted_request_id(b"")
 
 
 def accepted_request_id(given: bytes) -> str:

@@ -37,9 +37,11 @@ BUILD_TIMEOUT_S = 120
 
 # What the serving code imports itself, in the installed versions. BentoML puts its own pin beside them.
 _COMMON = (
+    "asyncpg",
     "grpcio",
     "grpcio-health-checking",
     "grpcio-reflection",
+    "joserfc",
     "numpy",
     "pillow",
     "prometheus-client",

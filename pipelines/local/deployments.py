@@ -30,7 +30,7 @@ from pipelines.core.storage import open_storage
 from pipelines.local.serving.fleet import Fleet
 from pipelines.local.serving.proof import prove
 from pipelines.local.state import ProcessStatus
-from pipelines.settings import Settings
+from pipelines.settings import PLATFORM_KEY, Settings
 
 T = TypeVar("T")
 
@@ -210,7 +210,7 @@ class Reconciler:
             self._fleets[deployment.id] = fleet
         self._wait(fleet, fleet.complete, deployment.spec.ready_timeout_s, "not ready")
         for process in fleet.endpoints():
-            proved = prove(process.port, fleet.package(), deployment.build)
+            proved = prove(process.port, fleet.package(), deployment.build, self._settings.secret(PLATFORM_KEY))
             _say(f"{fleet.cluster}: port {process.port} answers {proved.num_images} golden images")
         return fleet
 

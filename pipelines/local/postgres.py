@@ -18,7 +18,7 @@ from pipelines.core.errors import PlatformError, UserError
 from pipelines.core.processes import is_zombie
 from pipelines.local import secrets
 from pipelines.local.process import ManagedProcess, User, environment, kill, session_members
-from pipelines.settings import DATABASES, Settings
+from pipelines.settings import DATABASES, SERVING_ROLE, Settings
 
 SUPERUSER = "postgres"
 EXTENSIONS = {"feast": ("vector",)}
@@ -161,13 +161,14 @@ def ensure_databases(settings: Settings) -> None:
     with _connect(settings, "postgres") as admin:
         roles = {name for (name,) in admin.execute("SELECT rolname FROM pg_roles")}
         databases = {name for (name,) in admin.execute("SELECT datname FROM pg_database")}
-        for owner in DATABASES:
-            name, password = sql.Identifier(owner), sql.Literal(settings.secret(f"postgres-{owner}"))
-            verb: LiteralString = "ALTER" if owner in roles else "CREATE"
+        for role in (*DATABASES, SERVING_ROLE):
+            name, password = sql.Identifier(role), sql.Literal(settings.secret(f"postgres-{role}"))
+            verb: LiteralString = "ALTER" if role in roles else "CREATE"
             admin.execute(sql.SQL(verb + " ROLE {} LOGIN PASSWORD {}").format(name, password))
-            if owner not in databases:
+            if role in DATABASES and role not in databases:
                 admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
                 admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+        admin.execute(sql.SQL("GRANT CONNECT ON DATABASE darkroom TO {}").format(sql.Identifier(SERVING_ROLE)))
     for database, extensions in EXTENSIONS.items():
         with _connect(settings, database) as connection:
             for extension in extensions:

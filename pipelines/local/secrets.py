@@ -9,12 +9,15 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.core.access import new_key
 from pipelines.core.errors import UserError
-from pipelines.settings import DATABASES, Settings
+from pipelines.settings import DATABASES, PLATFORM_KEY, SERVING_ROLE, Settings
 
 POSTGRES_SUPERUSER = "postgres-superuser"
 AIRFLOW_PASSWORDS = "airflow-passwords.json"
 ADMIN_PASSWORD = "airflow-admin"  # noqa: S105  (a file name)
+FIRST_KEY = "first-key"
+"""An API key of the role admin, for whoever may read this folder."""
 
 
 def _token() -> str:
@@ -27,11 +30,13 @@ def _fernet_key() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     POSTGRES_SUPERUSER: _token,
-    **{f"postgres-{owner}": _token for owner in DATABASES},
+    **{f"postgres-{role}": _token for role in (*DATABASES, SERVING_ROLE)},
     "airflow-jwt": _token,
     "airflow-secret-key": _token,
     "airflow-fernet": _fernet_key,
     ADMIN_PASSWORD: lambda: secrets.token_urlsafe(12),
+    PLATFORM_KEY: _token,
+    FIRST_KEY: new_key,
 }
 
 

@@ -23,7 +23,7 @@ from pipelines.adapters import database
 from pipelines.adapters.gateway import envoy_argv, write_initial
 from pipelines.core.errors import DarkroomError, PlatformError, UserError
 from pipelines.core.stephost import SOCKET_NAME, short_path
-from pipelines.local import airflow, mlflow, postgres, resources, schema, secrets, state
+from pipelines.local import access, airflow, mlflow, postgres, resources, schema, secrets, state
 from pipelines.local.deployments import Reconciler
 from pipelines.local.identity import credentials, identity
 from pipelines.local.keeper import GIVE_UP
@@ -125,6 +125,7 @@ class Supervisor:
         """Bring every schema to the installed versions; Airflow's and MLflow's at once, where they are behind."""
         settings = self._settings
         database.migrate(settings.database_url("darkroom"))
+        access.prepare(settings)
         wanted: dict[str, tuple[str, Callable[[Settings], ManagedProcess]]] = {
             "airflow": (airflow.version(), airflow.migration),
             "mlflow": (mlflow.version(), mlflow.migration),

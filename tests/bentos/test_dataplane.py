@@ -18,7 +18,9 @@ from bentos.classifier import stream
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.engine import Engine
 from bentos.kit import settings
+from bentos.kit.access import Guard
 from bentos.kit.errors import Overloaded
+from pipelines.core.access import Scope
 from pipelines.core.model_package import ModelPackage
 
 
@@ -85,7 +87,8 @@ def test_a_stream_whose_client_does_not_read_is_not_read_from(busy: Dataplane) -
     async def work() -> None:
         socket = WebSocket({"type": "websocket", "headers": [], "path": "/v1/stream"}, receive, send)
         await socket.accept()
-        serving = asyncio.create_task(stream.serve(socket, busy, "id", None, 0.0))
+        caller = await Guard(required=False).admit(None, Scope.PREDICT, "colours", "id")
+        serving = asyncio.create_task(stream.serve(socket, busy, caller, None, 0.0))
         await asyncio.sleep(0.5)
         assert 2 < taken <= 8
         reading.set()

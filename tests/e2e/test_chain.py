@@ -57,10 +57,11 @@ def test_the_printed_curl_line_works_when_pasted(undisturbed: tuple[LivePlatform
 
 def test_a_broken_image_is_a_problem_that_says_why(undisturbed: tuple[LivePlatform, dict[str, Any]]) -> None:
     platform, _ = undisturbed
-    request = urllib.request.Request(f"{platform.gateway_url}/v1/classify", data=b"no image", method="POST")
+    url, header = f"{platform.gateway_url}/v1/classify", platform.authorization
+    request = urllib.request.Request(url, data=b"no image", headers=header)
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request)
-    assert 400 <= caught.value.code < 500
+    assert caught.value.code == 415
     assert caught.value.headers["Content-Type"].startswith("application/problem+json")
 
 

@@ -19,6 +19,7 @@ import serving_platform
 from example_packages import coloured
 from oip_client import ask_with_triton
 from serving_platform import (
+    AUTHORIZED,
     SPEC,
     VARIABLE,
     Load,
@@ -101,7 +102,7 @@ def test_a_deployment_serves_by_name_and_by_default(
 def raw_ask(port: int, path: str, body: bytes, content_type: str) -> bytes:
     connection = HTTPConnection("127.0.0.1", port, timeout=20)
     try:
-        connection.request("POST", path, body, {"Content-Type": content_type})
+        connection.request("POST", path, body, {"Content-Type": content_type, **AUTHORIZED})
         return connection.getresponse().read()
     finally:
         connection.close()
@@ -118,13 +119,21 @@ def test_every_transport_gives_the_same_answer_on_one_port(
     port, images = settings.gateway_port, [coloured("green", 8)]
     _, by_http = ask(port, "/v1/models/colours/classify", images[0])
     expected = {one["label"]: one["probability"] for one in by_http["predictions"]}
-    with connect(f"ws://127.0.0.1:{port}/v1/models/colours/stream") as stream:
+    with connect(f"ws://127.0.0.1:{port}/v1/models/colours/stream", additional_headers=AUTHORIZED) as stream:
         stream.send(images[0])
         by_stream = json.loads(stream.recv(timeout=20))
     lines = raw_ask(port, "/v1/classify/batch", *form_of(images[0]))
     assert by_stream["predictions"] == by_http["predictions"]
     assert json.loads(lines)["predictions"] == by_http["predictions"]
-    found = ask_with_triton(images, http_port=port, grpc_port=port, model="colours", version="1", folder=tmp_path)
+    found = ask_with_triton(
+        images,
+        http_port=port,
+        grpc_port=port,
+        model="colours",
+        version="1",
+        folder=tmp_path,
+        authorization=AUTHORIZED["Authorization"],
+    )
     assert len(found) == 6
     for name, answer in found.items():
         ((*probabilities,),) = answer["probabilities"]
@@ -303,5 +312,6 @@ def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(
         assert ask(own.gateway_port, "/v1/models/colours")[1]["model_version"] == "1"
         assert database.previous(url, "colours") is None
     events = [one.event for one in database.history(url)]
-    assert events == ["requested", "deploy_live", "requested", "deploy_live", "requested", "rollback_live"]
+    assert events[0] == "key_created"  # of the first key
+    assert events[1:] == ["requested", "deploy_live", "requested", "deploy_live", "requested", "rollback_live"]
     assert database.verify_history(url) == len(events)

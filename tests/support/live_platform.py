@@ -50,6 +50,11 @@ class LivePlatform:
     def gateway_url(self) -> str:
         return f"http://127.0.0.1:{self.environment['DARKROOM_GATEWAY_PORT']}"
 
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header of the installation's first key."""
+        return {"Authorization": f"Bearer {(self.home / 'secrets' / 'first-key').read_text().strip()}"}
+
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [DARKROOM, *arguments],

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+AUTHORIZATION = "OIP_CLIENT_AUTHORIZATION"
+"""Variable with the header's value."""
 OUTPUTS = ("probabilities", "logits", "embedding", "label", "class_name")
 
 
 def ask_with_triton(
-    images: Sequence[bytes], *, http_port: int, grpc_port: int, model: str, version: str, folder: Path
+    images: Sequence[bytes],
+    *,
+    http_port: int,
+    grpc_port: int,
+    model: str,
+    version: str,
+    folder: Path,
+    authorization: str = "",
 ) -> dict[str, Any]:
     """What every client gets for the images, by its name. The images lie in the folder meanwhile."""
     paths = [folder / f"{number}.image" for number in range(len(images))]
@@ -31,6 +41,7 @@ def ask_with_triton(
         capture_output=True,
         text=True,
         timeout=120,
+        env={**os.environ, AUTHORIZATION: authorization},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout))
@@ -45,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     images = np.array([Path(path).read_bytes() for path in paths], dtype=np.object_)
     found: dict[str, Any] = {}
     with triton_http.InferenceServerClient(http) as client:
+        _authorize(triton_http, client)
         found["http"] = _ask(triton_http, client, model, version, images)
         found["http json"] = _answer(
             client.infer(model, _inputs(triton_http, images), outputs=_outputs(triton_http, binary_data=False))
@@ -59,6 +71,7 @@ def main(arguments: Sequence[str]) -> None:
             )
         )
     with triton_grpc.InferenceServerClient(grpc) as client:
+        _authorize(triton_grpc, client)
         found["grpc"] = _ask(triton_grpc, client, model, version, images)
     found["http aio"] = asyncio.run(_ask_http_aio(http, model, images))
     found["grpc aio"] = asyncio.run(_ask_grpc_aio(grpc, model, images))
@@ -107,6 +120,7 @@ async def _ask_http_aio(address: str, model: str, images: Any) -> dict[str, Any]
     import tritonclient.http.aio as triton_http_aio
 
     async with triton_http_aio.InferenceServerClient(address) as client:
+        _authorize(triton_http_aio, client)
         return _answer(await client.infer(model, _inputs(triton_http_aio, images), outputs=_outputs(triton_http_aio)))
 
 
@@ -114,7 +128,19 @@ async def _ask_grpc_aio(address: str, model: str, images: Any) -> dict[str, Any]
     import tritonclient.grpc.aio as triton_grpc_aio
 
     async with triton_grpc_aio.InferenceServerClient(address) as client:
+        _authorize(triton_grpc_aio, client)
         return _answer(await client.infer(model, _inputs(triton_grpc_aio, images), outputs=_outputs(triton_grpc_aio)))
+
+
+def _authorize(library: Any, client: Any) -> None:
+    """As Triton's documentation has it for whatever every request needs."""
+
+    class Authorization(library.InferenceServerClientPlugin):  # type: ignore[name-defined,misc]
+        def __call__(self, request: Any) -> None:
+            request.headers["authorization"] = os.environ[AUTHORIZATION]
+
+    if os.environ[AUTHORIZATION]:
+        client.register_plugin(Authorization())
 
 
 def _inputs(library: Any, images: Any) -> list[Any]:

@@ -35,6 +35,8 @@ def environment(bento: Path) -> dict[str, str]:
         "DARKROOM_CLUSTER": "colours-v7-1",
         "DARKROOM_MAX_BODY_BYTES": "1000000",
         "OMP_NUM_THREADS": "1",
+        # tests/bentos/test_access.py has it on.
+        "DARKROOM_AUTH": "off",
     }
 
 

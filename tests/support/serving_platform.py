@@ -22,12 +22,16 @@ from pipelines.adapters.packaging import BentoArchives, build_bento
 from pipelines.core import model_package
 from pipelines.core.deployments import Build, Deployment, ServingSpec
 from pipelines.core.storage import open_storage
+from pipelines.local import access, secrets
 from pipelines.local.deployments import Reconciler
 from pipelines.local.process import ManagedProcess, environment
-from pipelines.settings import Settings
+from pipelines.settings import PLATFORM_KEY, Settings
 
 VARIABLE = "DARKROOM_DATABASE_URL_DARKROOM"
 SPEC = ServingSpec(drain_timeout_s=5)
+_PLATFORM_KEY = "the key of every platform that a test starts"
+AUTHORIZED = {"Authorization": f"Bearer {_PLATFORM_KEY}"}
+"""`ask` and `Load` send it."""
 
 
 def in_own_schema(settings: Settings) -> str:
@@ -61,6 +65,10 @@ def serving(settings: Settings) -> Iterator[Reconciler]:
     """Envoy and a reconciler, until the block ends."""
     url = settings.database_url("darkroom")
     database.migrate(url)
+    settings.secrets.mkdir(exist_ok=True)
+    (settings.secrets / PLATFORM_KEY).write_text(_PLATFORM_KEY)
+    secrets.ensure(settings)
+    access.prepare(settings)
     write_initial(settings)
     envoy = ManagedProcess("envoy", envoy_argv(settings), environment(settings), settings.home / "logs" / "envoy.log")
     envoy.start()
@@ -101,7 +109,7 @@ def ask(port: int, path: str, body: bytes | None = None, headers: dict[str, str]
     """Status and JSON of one request on a connection of its own."""
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request("POST" if body is not None else "GET", path, body, headers or {})
+        connection.request("POST" if body is not None else "GET", path, body, {**AUTHORIZED, **(headers or {})})
         response = connection.getresponse()
         data = response.read()
         return response.status, json.loads(data) if data.strip() else {}
@@ -138,7 +146,7 @@ class Load:
         image = coloured(expected, seed)
         while not self._stop.is_set():
             try:
-                connection.request("POST", self.path, image)
+                connection.request("POST", self.path, image, AUTHORIZED)
                 response = connection.getresponse()
                 body = response.read()
                 answer = json.loads(body) if response.status == 200 else {}

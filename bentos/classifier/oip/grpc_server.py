@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
@@ -13,24 +11,30 @@ from grpc_reflection.v1alpha import reflection
 
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.oip import grpc_messages, inference, inference_pb2
-from bentos.kit.errors import grpc_status, logged
+from bentos.kit.access import Guard
+from bentos.kit.calls import CALLER, Admission, answered
 from bentos.kit.settings import ServiceSettings
-from bentos.kit.telemetry import CANCELLED, accepted_request_id, count
+from pipelines.core.access import Scope
 from pipelines.core.errors import PlatformError
 
 SERVICE = "inference.GRPCInferenceService"
 _SLACK = 64 * 1024
 """Beyond the images' bytes: the message's own words."""
-
-Context = Any
-"""grpc.aio.ServicerContext, which has no published types."""
+_SCOPES = {
+    f"/{SERVICE}/ServerLive": Scope.PUBLIC,
+    f"/{SERVICE}/ServerReady": Scope.PUBLIC,
+    f"/{SERVICE}/ModelInfer": Scope.PREDICT,
+    "/grpc.health.v1.Health/Check": Scope.PUBLIC,
+    "/grpc.health.v1.Health/Watch": Scope.PUBLIC,
+}
+"""Every other method asks for the right to read models."""
 
 
 class GrpcServer:
     """Serves from entry to exit; where the settings have no port, there is none."""
 
-    def __init__(self, dataplane: Dataplane, settings: ServiceSettings) -> None:
-        self._dataplane = dataplane
+    def __init__(self, dataplane: Dataplane, guard: Guard, settings: ServiceSettings) -> None:
+        self._dataplane, self._guard = dataplane, guard
         self._settings = settings
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
@@ -42,6 +46,7 @@ class GrpcServer:
             return self
         largest = settings.max_body_bytes + _SLACK
         server = grpc.aio.server(
+            interceptors=[Admission(self._guard, _SCOPES, self._dataplane.identity.model_name)],
             options=[
                 # Else two versions could share a port in silence.
                 ("grpc.so_reuseport", 0),
@@ -49,7 +54,7 @@ class GrpcServer:
                 ("grpc.max_send_message_length", largest),
                 ("grpc.max_metadata_size", 16 * 1024),
                 ("grpc.max_concurrent_streams", settings.max_waiting),
-            ]
+            ],
         )
         server.add_generic_rpc_handlers((_handlers(self._dataplane),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -76,27 +81,27 @@ class GrpcServer:
 def _handlers(dataplane: Dataplane) -> grpc.GenericRpcHandler:
     messages = inference_pb2
 
-    async def server_live(_request: Any, _id: str) -> Any:
+    async def server_live(_request: Any) -> Any:
         return messages.ServerLiveResponse(live=True)
 
-    async def server_ready(_request: Any, _id: str) -> Any:
+    async def server_ready(_request: Any) -> Any:
         return messages.ServerReadyResponse(ready=True)
 
-    async def model_ready(request: Any, _id: str) -> Any:
+    async def model_ready(request: Any) -> Any:
         dataplane.check_name(request.name, request.version)
         return messages.ModelReadyResponse(ready=True)
 
-    async def server_metadata(_request: Any, _id: str) -> Any:
+    async def server_metadata(_request: Any) -> Any:
         return messages.ServerMetadataResponse(
             name=inference.SERVER, version=inference.server_version(), extensions=inference.EXTENSIONS
         )
 
-    async def model_metadata(request: Any, _id: str) -> Any:
+    async def model_metadata(request: Any) -> Any:
         dataplane.check_name(request.name, request.version)
         return messages.ModelMetadataResponse(**inference.metadata(dataplane))
 
-    async def model_infer(request: Any, request_id: str) -> Any:
-        answer = await inference.infer(dataplane, grpc_messages.read_request(request), request_id)
+    async def model_infer(request: Any) -> Any:
+        answer = await inference.infer(dataplane, grpc_messages.read_request(request), CALLER.get())
         return grpc_messages.write_answer(answer)
 
     methods = {
@@ -111,36 +116,10 @@ def _handlers(dataplane: Dataplane) -> grpc.GenericRpcHandler:
         SERVICE,
         {
             name: grpc.unary_unary_rpc_method_handler(
-                _answered(handler, f"{route}-grpc"),
+                answered(handler, f"{route}-grpc"),
                 request_deserializer=getattr(messages, f"{name}Request").FromString,
                 response_serializer=getattr(messages, f"{name}Response").SerializeToString,
             )
             for name, (handler, route) in methods.items()
         },
     )
-
-
-def _answered(handler: Callable[[Any, str], Awaitable[Any]], route: str) -> Callable[[Any, Context], Awaitable[Any]]:
-    """The handler with a request id, its errors as gRPC statuses, counts and times."""
-
-    async def handle(request: Any, context: Context) -> Any:
-        started = time.perf_counter()
-        given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
-        request_id = accepted_request_id(str(given).encode())
-        context.set_trailing_metadata((("x-request-id", request_id),))
-        reason, status = "cancelled", CANCELLED
-        try:
-            answer = await handler(request, request_id)
-            reason, status = "none", 200
-            return answer
-        except Exception as error:
-            problem = logged(error, request_id)
-            reason, status = problem.reason, problem.status
-            metadata = [("x-request-id", request_id), ("x-darkroom-reason", reason)]
-            if problem.retry_after_s is not None:
-                metadata.append(("retry-after", str(problem.retry_after_s)))
-            await context.abort(grpc_status(problem), problem.detail, tuple(metadata))
-        finally:
-            count(route, status, reason, time.perf_counter() - started, request_id)
-
-    return handle

@@ -16,6 +16,7 @@ from bentos.classifier.oip.tensors import (
     read_inputs,
     write_outputs,
 )
+from bentos.kit.access import Caller
 
 SERVER = "darkroom"
 EXTENSIONS = ("binary_tensor_data", "classification")
@@ -26,20 +27,21 @@ def server_version() -> str:
     return f"bentoml-{importlib.metadata.version('bentoml')}"
 
 
-async def infer(dataplane: Dataplane, request: InferRequest, request_id: str) -> InferAnswer:
+async def infer(dataplane: Dataplane, request: InferRequest, caller: Caller) -> InferAnswer:
     """Raises NotFound, RequestRefused, ImageError and Overloaded."""
     dataplane.check_name(request.model_name, request.model_version)
     check_outputs(request.outputs)
     spec = dataplane.classifier.package.preprocessing
     images, pixels = read_inputs(request.inputs, spec, dataplane.settings.max_images)
-    outputs = await dataplane.infer(images, pixels)
+    caller.charge((len(images) if pixels is None else len(pixels)) - 1)
+    outputs = await dataplane.infer(images, pixels, asker=caller.credential.id)
     identity = dataplane.identity
     return InferAnswer(
         model_name=identity.model_name,
         model_version=identity.model_version,
         id=request.id,
         outputs=write_outputs(outputs, dataplane.class_names, request),
-        parameters={"package_digest": identity.package_digest, "request_id": request_id},
+        parameters={"package_digest": identity.package_digest, "request_id": caller.request_id},
     )
 
 

@@ -6,59 +6,56 @@ import zlib
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from bentos.classifier.oip import rest_messages
 from bentos.classifier.oip.inference import EXTENSIONS, SERVER, infer, metadata, server_version
 from bentos.classifier.rest import dataplane_of, named
 from bentos.kit.bodies import read_body
-from bentos.kit.errors import request_id
-from bentos.kit.handlers import route
+from bentos.kit.front import Endpoint, caller_of, get, post
+from pipelines.core.access import Scope
 
 _BODY_SLACK = 1024**2
 """Beyond the images' bytes: the request's own words, and base64."""
 
 
-def routes() -> list[Route]:
-    models = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
-    return [
-        Route("/v2", server_metadata, methods=["GET"]),
-        Route("/v2/health/live", live, methods=["GET"]),
-        Route("/v2/health/ready", ready, methods=["GET"]),
-        *(Route(path, model_metadata, methods=["GET"]) for path in models),
-        *(Route(f"{path}/ready", model_ready, methods=["GET"]) for path in models),
-        *(Route(f"{path}/infer", model_infer, methods=["POST"]) for path in models),
+def endpoints() -> list[Endpoint]:
+    found = [
+        get("oip-metadata", "/v2", Scope.READ_MODELS, server_metadata),
+        # Load balancers ask these.
+        get("oip-health", "/v2/health/live", Scope.PUBLIC, live),
+        get("oip-health", "/v2/health/ready", Scope.PUBLIC, ready),
     ]
+    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        found += [
+            get("oip-metadata", model, Scope.READ_MODELS, model_metadata),
+            get("oip-health", f"{model}/ready", Scope.READ_MODELS, model_ready),
+            post("oip-infer", f"{model}/infer", Scope.PREDICT, model_infer),
+        ]
+    return found
 
 
-@route("oip-health")
 async def live(_: Request) -> Response:
     return JSONResponse({"live": True})
 
 
-@route("oip-health")
 async def ready(request: Request) -> Response:
     dataplane_of(request)
     return JSONResponse({"ready": True})
 
 
-@route("oip-metadata")
 async def server_metadata(_: Request) -> Response:
     return JSONResponse({"name": SERVER, "version": server_version(), "extensions": list(EXTENSIONS)})
 
 
-@route("oip-health")
 async def model_ready(request: Request) -> Response:
     dataplane = named(request)
     return JSONResponse({"name": dataplane.identity.model_name, "ready": True})
 
 
-@route("oip-metadata")
 async def model_metadata(request: Request) -> Response:
     return JSONResponse(metadata(named(request)))
 
 
-@route("oip-infer")
 async def model_infer(request: Request) -> Response:
     dataplane = named(request)
     headers = request.headers
@@ -72,7 +69,7 @@ async def model_infer(request: Request) -> Response:
         request.path_params["name"],
         request.path_params.get("version", ""),
     )
-    answer = await infer(dataplane, message, request_id(request))
+    answer = await infer(dataplane, message, caller_of(request))
     return _respond(answer_body=rest_messages.write_answer(answer), accepted=headers.get("accept-encoding", ""))
 
 

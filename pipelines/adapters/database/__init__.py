@@ -3,6 +3,15 @@
 Every function opens what it needs from a URL and leaves nothing open.
 """
 
+from pipelines.adapters.database.api_keys import (
+    ApiKey,
+    Grant,
+    allow_serving,
+    api_keys,
+    create_key,
+    ensure_key,
+    revoke_key,
+)
 from pipelines.adapters.database.connection import connect, migrate
 from pipelines.adapters.database.deployments import (
     Watch,
@@ -21,12 +30,18 @@ from pipelines.adapters.database.deployments import (
 from pipelines.adapters.database.history import Event, history, record, verify_history, withdrawn
 
 __all__ = [
+    "ApiKey",
     "Event",
+    "Grant",
     "Watch",
+    "allow_serving",
+    "api_keys",
     "connect",
+    "create_key",
     "current",
     "deployments",
     "desired_state",
+    "ensure_key",
     "get",
     "has_served",
     "history",
@@ -37,6 +52,7 @@ __all__ = [
     "previous",
     "record",
     "request_deployment",
+    "revoke_key",
     "verify_history",
     "wait_for",
     "withdrawn",

@@ -15,7 +15,7 @@ def answers(settings: Settings, build: Build) -> bool:
     """True where the gateway answers for the model with this very version."""
     connection = http.client.HTTPConnection("127.0.0.1", settings.gateway_port, timeout=5)
     try:
-        connection.request("GET", f"/v1/models/{build.model}")
+        connection.request("GET", f"/v1/models/{build.model}", headers=settings.platform_authorization)
         response = connection.getresponse()
         body = response.read()
         found = json.loads(body) if response.status == 200 else {}

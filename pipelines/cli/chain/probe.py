@@ -70,7 +70,7 @@ def classify(settings: Settings, name: str, images: Sequence[HeldOut]) -> list[A
     """Ask the gateway about each. Raises PlatformError where it does not answer."""
     url = f"{settings.gateway_url}/v1/models/{name}/classify"
     answers: list[Answer] = []
-    with httpx.Client(trust_env=False, timeout=30) as client:
+    with httpx.Client(trust_env=False, timeout=30, headers=settings.platform_authorization) as client:
         for image in images:
             began = time.perf_counter()
             found = _post(client, url, image.data)
@@ -119,4 +119,6 @@ def example_file(settings: Settings, name: str, image: HeldOut) -> Path:
 def curl_line(settings: Settings, name: str, path: Path) -> str:
     """Works when pasted, whatever characters the home has."""
     url = f"{settings.gateway_url}/v1/models/{name}/classify"
-    return f"curl -sS --data-binary {shlex.quote(f'@{path}')} -H 'Content-Type: application/octet-stream' {url}"
+    key = shlex.quote(str(settings.secrets / "first-key"))
+    who = f' -H "Authorization: Bearer $(cat {key})"' if settings.auth == "required" else ""
+    return f"curl -sS --data-binary {shlex.quote(f'@{path}')}{who} {url}"

@@ -27,12 +27,12 @@ class Proved:
     """Between probabilities' logarithms, times the temperature: what of the logits can be seen through HTTP."""
 
 
-def prove(port: int, package: ModelPackage, build: Build) -> Proved:
-    """Classify every golden image on 127.0.0.1:port.
+def prove(port: int, package: ModelPackage, build: Build, key: str) -> Proved:
+    """Classify every golden image on 127.0.0.1:port, as whoever has the key.
 
     Raises DeploymentFailed where the process serves another build, naming the first image whose answer is wrong.
     """
-    client = _Client(port)
+    client = _Client(port, key)
     try:
         served = client.get(f"/v1/models/{package.name}")
         expected = {
@@ -84,7 +84,8 @@ def _top(package: ModelPackage, probabilities: NDArray[np.float64]) -> str:
 class _Client:
     """One keep-alive connection."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, key: str) -> None:
+        self._headers = {"X-Request-ID": "golden-set", "Authorization": f"Bearer {key}"}
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
 
     def get(self, path: str) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class _Client:
         return probabilities
 
     def _answer(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
-        self._connection.request(method, path, body, {"X-Request-ID": "golden-set"})
+        self._connection.request(method, path, body, self._headers)
         response = self._connection.getresponse()
         data = response.read()
         if response.status != 200:

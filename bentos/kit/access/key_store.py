@@ -1,0 +1,89 @@
+"""Darkroom's database as a serving process sees it: two functions that its role may call."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from pipelines.core.access import Credential
+
+if TYPE_CHECKING:
+    import asyncpg
+
+T = TypeVar("T")
+
+_TIMEOUT_S = 0.5
+"""A store that takes longer is away: requests wait for it."""
+
+
+class StoreAway(Exception):
+    """The store did not answer."""
+
+
+class KeyStore(Protocol):
+    """Where keys are looked up and use is counted."""
+
+    async def find(self, digest: str) -> Credential | None:
+        """The credential of an active key, by the SHA-256 of the key. Raises StoreAway."""
+
+    async def add_usage(self, day: datetime.date, used: Mapping[str, int]) -> dict[str, int]:
+        """Add to what credentials have used on a day; returns what all processes have counted. Raises StoreAway."""
+
+    async def close(self) -> None: ...
+
+
+class PostgresKeyStore:
+    """Connects when it is first asked; belongs to one event loop. The file holds the URL, password included."""
+
+    def __init__(self, url_file: Path) -> None:
+        self._url_file = url_file
+        self._pool: asyncpg.Pool | None = None
+        self._connecting = asyncio.Lock()
+
+    async def find(self, digest: str) -> Credential | None:
+        row = await self._ask(lambda pool: pool.fetchrow("SELECT * FROM find_api_key($1)", digest))
+        if row is None:
+            return None
+        return Credential(
+            id=row["id"],
+            role=row["role"],
+            models=frozenset(row["models"]) or None,
+            per_minute=row["per_minute"],
+            per_day=row["per_day"],
+        )
+
+    async def add_usage(self, day: datetime.date, used: Mapping[str, int]) -> dict[str, int]:
+        names, numbers = list(used), list(used.values())
+        rows = await self._ask(lambda pool: pool.fetch("SELECT * FROM add_usage($1, $2, $3)", names, day, numbers))
+        return {row["credential"]: row["images"] for row in rows}
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+
+    async def _ask(self, question: Callable[[asyncpg.Pool], Awaitable[T]]) -> T:
+        import asyncpg
+
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                return await question(await self._connected())
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreAway(f"{type(error).__name__}: {error}") from error
+
+    async def _connected(self) -> asyncpg.Pool:
+        import asyncpg
+
+        async with self._connecting:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._url_file.read_text().strip(),
+                    min_size=0,
+                    max_size=2,
+                    # A pooler between us and the server may give each statement to another connection.
+                    statement_cache_size=0,
+                    server_settings={"application_name": "darkroom serving"},
+                )
+            return self._pool

@@ -1,0 +1,83 @@
+"""What every gRPC call passes first: its id, who asks, whether they may, what it took. As `front` is for HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+
+from bentos.kit.access import Caller, Guard
+from bentos.kit.errors import grpc_status, logged
+from bentos.kit.telemetry import CANCELLED, accepted_request_id, count
+from pipelines.core.access import Scope
+
+CALLER: ContextVar[Caller] = ContextVar("caller")
+"""Set before a call's message is read."""
+
+Context = Any
+"""grpc.aio.ServicerContext, which has no published types."""
+
+
+class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls before their messages are read. `scopes` by full method name; others ask to read models."""
+
+    def __init__(self, guard: Guard, scopes: Mapping[str, Scope], model: str) -> None:
+        self._guard, self._scopes, self._model = guard, scopes, model
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        started = time.perf_counter()
+        given = dict(details.invocation_metadata or ())
+        request_id = accepted_request_id(_bytes(given.get("x-request-id", "")))
+        scope = self._scopes.get(details.method, Scope.READ_MODELS)
+        authorization = _bytes(given["authorization"]) if "authorization" in given else None
+        try:
+            CALLER.set(await self._guard.admit(authorization, scope, self._model, request_id))
+        except Exception as error:
+            refused = error
+
+            async def refuse(_messages: Any, context: Context) -> None:
+                await _abort(context, refused, request_id, "admission-grpc", started)
+
+            found = await continuation(details)
+            if found is not None and (found.request_streaming or found.response_streaming):
+                return grpc.stream_stream_rpc_method_handler(refuse)
+            return grpc.unary_unary_rpc_method_handler(refuse)
+        return await continuation(details)
+
+
+def answered(handler: Callable[[Any], Awaitable[Any]], route: str) -> Callable[[Any, Context], Awaitable[Any]]:
+    """The handler with a request id, its errors as gRPC statuses, counts and times."""
+
+    async def handle(request: Any, context: Context) -> Any:
+        started = time.perf_counter()
+        request_id = CALLER.get().request_id
+        context.set_trailing_metadata((("x-request-id", request_id),))
+        reason, status = "cancelled", CANCELLED
+        try:
+            answer = await handler(request)
+            reason, status = "none", 200
+            return answer
+        except Exception as error:
+            reason = ""
+            await _abort(context, error, request_id, route, started)
+        finally:
+            if reason:
+                count(route, status, reason, time.perf_counter() - started, request_id)
+
+    return handle
+
+
+async def _abort(context: Context, error: Exception, request_id: str, route: str, started: float) -> None:
+    problem = logged(error, request_id)
+    metadata = [("x-request-id", request_id), ("x-darkroom-reason", problem.reason)]
+    if problem.retry_after_s is not None:
+        metadata.append(("retry-after", str(problem.retry_after_s)))
+    count(route, problem.status, problem.reason, time.perf_counter() - started, request_id)
+    await context.abort(grpc_status(problem), problem.detail, tuple(metadata))
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()

@@ -1,0 +1,37 @@
+"""What serving processes need to know who may ask: the database as their role sees it, and the platform's own key."""
+
+from __future__ import annotations
+
+import os
+
+from pipelines.adapters import database
+from pipelines.local.secrets import FIRST_KEY
+from pipelines.settings import PLATFORM_KEY, SERVING_ROLE, Settings
+
+_URL_FILE = "serving-database-url"
+_JWT = "DARKROOM_JWT_"
+FIRST = database.Grant(name="first", role="admin")
+
+
+def prepare(settings: Settings) -> None:
+    """After the database's migrations: rights, the file with the URL, and this installation's first key."""
+    url = settings.database_url("darkroom")
+    if settings.serving_database_url != url:
+        database.allow_serving(url, SERVING_ROLE)
+    path = settings.secrets / _URL_FILE
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.touch(mode=0o600)
+    temporary.write_text(settings.serving_database_url + "\n")
+    temporary.replace(path)
+    database.ensure_key(url, settings.secret(FIRST_KEY), FIRST, actor="platform")
+
+
+def environment(settings: Settings, num_processes: int) -> dict[str, str]:
+    """For one of a deployment's processes: where its secrets are, never what they are."""
+    return {
+        **{name: value for name, value in os.environ.items() if name.startswith(_JWT)},
+        "DARKROOM_AUTH": settings.auth,
+        "DARKROOM_KEYS_URL_FILE": str(settings.secrets / _URL_FILE),
+        "DARKROOM_PLATFORM_KEY_FILE": str(settings.secrets / PLATFORM_KEY),
+        "DARKROOM_PROCESSES": str(num_processes),
+    }

@@ -1,0 +1,303 @@
+"""Every route by every role, on a live process with a real key store."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+
+import grpc
+import psycopg
+import pytest
+from example_packages import coloured
+from served_bento import Served, serve
+from serving_platform import ask, in_own_schema, wait_until
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from bentos.classifier.http import table
+from bentos.kit.front import Endpoint
+from pipelines.adapters import database
+from pipelines.core.access import ROLES, Scope, new_key
+from pipelines.core.model_package import ModelPackage
+from pipelines.settings import SERVING_ROLE, Settings
+
+IMAGE = coloured("red", 1)
+EVERYBODY = (*ROLES, "another model's", "nobody")
+CALLS = {
+    "/inference.GRPCInferenceService/ServerLive": Scope.PUBLIC,
+    "/inference.GRPCInferenceService/ServerReady": Scope.PUBLIC,
+    "/inference.GRPCInferenceService/ModelReady": Scope.READ_MODELS,
+    "/inference.GRPCInferenceService/ServerMetadata": Scope.READ_MODELS,
+    "/inference.GRPCInferenceService/ModelMetadata": Scope.READ_MODELS,
+    "/inference.GRPCInferenceService/ModelInfer": Scope.PREDICT,
+    "/inference.GRPCInferenceService/OfTomorrow": Scope.READ_MODELS,
+    "/grpc.health.v1.Health/Check": Scope.PUBLIC,
+    "/grpc.health.v1.Health/Watch": Scope.PUBLIC,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Scope.READ_MODELS,
+    "/another.Service/Call": Scope.READ_MODELS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarded:
+    """A process, its key store and a key of each role."""
+
+    served: Served
+    url: str
+    keys: Mapping[str, str]
+
+    def header(self, who: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.keys[who]}"} if who in self.keys else {}
+
+    def make(self, name: str, **grant: object) -> dict[str, str]:
+        """The header of a new predictor's key."""
+        key = new_key()
+        given = database.Grant(name=name, role="predictor", **grant)  # type: ignore[arg-type]
+        database.create_key(self.url, key, given, actor="test")
+        return {"Authorization": f"Bearer {key}"}
+
+    def classify(self, header: Mapping[str, str]) -> int:
+        return ask(self.served.port, "/v1/classify", IMAGE, dict(header))[0]
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    bento: Path, package: ModelPackage, postgres_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guarded]:
+    url = in_own_schema(postgres_settings)
+    database.migrate(url)
+    database.allow_serving(url, SERVING_ROLE)
+    keys = {who: new_key() for who in (*ROLES, "another model's")}
+    for who, key in keys.items():
+        other = who not in ROLES
+        grant = database.Grant(name=who, role="admin" if other else who, models=("other",) if other else ())
+        database.create_key(url, key, grant, actor="test")
+    folder = tmp_path_factory.mktemp("secrets")
+    (folder / "url").write_text(postgres_settings.serving_database_url + "?" + url.partition("?")[2] + "\n")
+    (folder / "platform").write_text("the-platforms-own-key\n")
+    variables = {
+        "DARKROOM_AUTH": "required",
+        "DARKROOM_KEYS_URL_FILE": str(folder / "url"),
+        "DARKROOM_PLATFORM_KEY_FILE": str(folder / "platform"),
+    }
+    with serve(bento, package, **variables) as served:
+        yield Guarded(served=served, url=url, keys=keys)
+
+
+def expected(who: str, scope: Scope) -> int:
+    """401, 403, or 200 for whoever gets past the door."""
+    if scope is Scope.PUBLIC:
+        return 200
+    if who == "nobody":
+        return 401
+    return 200 if who in ROLES and scope in ROLES[who] else 403
+
+
+def path_of(endpoint: Endpoint) -> str:
+    return endpoint.path.replace("{name}", "colours").replace("{version}", "7")
+
+
+@pytest.mark.parametrize("who", EVERYBODY)
+@pytest.mark.parametrize("endpoint", table().endpoints, ids=lambda one: f"{one.method} {one.path}")
+def test_every_route_by_every_role(guarded: Guarded, endpoint: Endpoint, who: str) -> None:
+    if endpoint.socket is not None:
+        found = handshake(guarded, path_of(endpoint), guarded.header(who))
+    else:
+        body = IMAGE if endpoint.method == "POST" else None
+        found, answer = ask_any(guarded, path_of(endpoint), body, guarded.header(who))
+        if found in (401, 403):
+            assert answer["reason"] == {401: "unauthenticated", 403: "forbidden"}[found]
+    if expected(who, endpoint.scope) == 200:
+        assert found not in (401, 403)
+        assert found < 500
+    else:
+        assert found == expected(who, endpoint.scope)
+
+
+def ask_any(guarded: Guarded, path: str, body: bytes | None, header: dict[str, str]) -> tuple[int, dict[str, str]]:
+    try:
+        return ask(guarded.served.port, path, body, header)
+    except ValueError:  # metrics are no JSON
+        return 200, {}
+
+
+def handshake(guarded: Guarded, path: str, header: dict[str, str]) -> int:
+    try:
+        with connect(f"ws://127.0.0.1:{guarded.served.port}{path}", additional_headers=header):
+            return 101
+    except InvalidStatus as refused:
+        return refused.response.status_code
+
+
+@pytest.mark.parametrize("who", EVERYBODY)
+@pytest.mark.parametrize("method", CALLS)
+def test_every_call_by_every_role(guarded: Guarded, method: str, who: str) -> None:
+    codes = {401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED}
+    wanted = expected(who, CALLS[method])
+    found = call(guarded, method, guarded.header(who))
+    if wanted == 200:
+        assert found not in codes.values()
+    else:
+        assert found == codes[wanted]
+
+
+def call(guarded: Guarded, method: str, header: dict[str, str], message: bytes = b"") -> grpc.StatusCode:
+    """The status of a call with a message; what is wrong about the message is for whoever is let in."""
+    metadata = [(name.lower(), value) for name, value in header.items()]
+    with grpc.insecure_channel(f"127.0.0.1:{guarded.served.grpc_port}") as channel:
+        streaming = method.endswith(("Watch", "Info"))
+        try:
+            if streaming:
+                next(channel.stream_stream(method)(iter([message]), metadata=metadata, timeout=10))
+            else:
+                channel.unary_unary(method)(message, metadata=metadata, timeout=10)
+        except grpc.RpcError as error:
+            return error.code()  # type: ignore[no-any-return]
+    return grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs.json", "/schema.json", "/v1", "/v1/models/colours/of-tomorrow", "/healthz/x"]
+)
+def test_what_is_not_listed_is_refused(guarded: Guarded, path: str) -> None:
+    assert ask(guarded.served.port, path)[0] == 401
+    assert ask(guarded.served.port, path, None, guarded.header("admin"))[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])
+def test_probes_are_open(guarded: Guarded, path: str) -> None:
+    assert ask(guarded.served.port, path)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic abc",
+        "Bearer dk_",
+        "Bearer " + "x" * 5000,
+        "Bearer \xe9",
+        "the-platforms-own-key",
+    ],
+)
+def test_junk_is_nobodys_key(guarded: Guarded, value: str) -> None:
+    assert guarded.classify({"Authorization": value}) == 401
+
+
+def test_keys_of_other_installations_and_changed_ones_do_not_open(guarded: Guarded) -> None:
+    key = guarded.keys["admin"]
+    changed = key[:-9] + ("A" if key[-9] != "A" else "B") + key[-8:]
+    for one in (new_key(), changed, key + "x", key.upper()):
+        assert guarded.classify({"Authorization": f"Bearer {one}"}) == 401
+    assert guarded.classify({"Authorization": f"bearer  {key} "}) == 200
+
+
+def test_the_platforms_own_key_opens(guarded: Guarded) -> None:
+    assert guarded.classify({"Authorization": "Bearer the-platforms-own-key"}) == 200
+
+
+def test_a_revocation_acts_within_two_seconds(guarded: Guarded) -> None:
+    header = guarded.make("leaving")
+    with connect(f"ws://127.0.0.1:{guarded.served.port}/v1/stream", additional_headers=header) as socket:
+        socket.send(IMAGE)
+        socket.recv(timeout=10)
+        assert guarded.classify(header) == 200
+        database.revoke_key(guarded.url, "leaving", actor="test")
+        began = time.monotonic()
+        wait_until(lambda: guarded.classify(header) == 401, 10)
+        assert time.monotonic() - began < 2
+        # A stream that was open ends with the key, too.
+        socket.send(IMAGE)
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=5)
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4401, "unauthenticated")
+
+
+def test_an_expired_key_does_not_open(guarded: Guarded) -> None:
+    header = guarded.make("short")
+    assert guarded.classify(header) == 200
+    with psycopg.connect(guarded.url) as connection:
+        connection.execute("UPDATE api_keys SET expires_at = now() WHERE name = 'short'")
+    wait_until(lambda: guarded.classify(header) == 401, 5)
+
+
+def test_limits_hold_on_every_transport(guarded: Guarded) -> None:
+    header = guarded.make("limited", per_minute=60)
+    statuses = [guarded.classify(header) for _ in range(12)]
+    assert statuses[:10] == [200] * 10
+    assert 429 in statuses
+    assert handshake(guarded, "/v1/stream", header) == 429
+    assert call(guarded, "/inference.GRPCInferenceService/ModelInfer", header) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert ask(guarded.served.port, "/v1/models/colours", None, header)[0] == 200  # no image, no limit
+
+
+def test_a_refusal_by_limit_says_when_to_come_again(guarded: Guarded) -> None:
+    header = guarded.make("once", per_minute=1)
+    assert guarded.classify(header) == 200
+    connection = HTTPConnection("127.0.0.1", guarded.served.port, timeout=10)
+    connection.request("POST", "/v1/classify", IMAGE, header)
+    response = connection.getresponse()
+    assert response.status == 429
+    assert 50 <= int(response.headers["Retry-After"]) <= 60
+    connection.close()
+
+
+def test_a_quota_counts_images_and_outlives_a_process(guarded: Guarded) -> None:
+    header = guarded.make("daily", per_day=3)
+    assert [guarded.classify(header) for _ in range(5)] == [200, 200, 200, 429, 429]
+
+    def counted() -> int:
+        with psycopg.connect(guarded.url) as connection:
+            row = connection.execute("SELECT sum(images) FROM usage").fetchone()
+        return int(row[0] or 0) if row else 0
+
+    wait_until(lambda: counted() == 3)
+
+
+def test_serving_processes_may_look_up_keys_and_nothing_else(guarded: Guarded, postgres_settings: Settings) -> None:
+    url = postgres_settings.serving_database_url + "?" + guarded.url.partition("?")[2]
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in (
+            "SELECT * FROM api_keys",
+            "UPDATE api_keys SET revoked_at = NULL",
+            "SELECT * FROM usage",
+            "SELECT * FROM history",
+            "INSERT INTO models (model) VALUES ('x')",
+            "CREATE TABLE mine (x int)",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)  # type: ignore[call-overload]
+
+
+def test_no_key_is_in_a_log(guarded: Guarded) -> None:
+    guarded.classify(guarded.header("admin"))
+    log = guarded.served.log.read_text()
+    assert "the-platforms-own-key" not in log
+    assert not any(key in log for key in guarded.keys.values())
+
+
+def test_what_one_asker_was_answered_is_not_kept_for_another(guarded: Guarded) -> None:
+    def hits() -> float:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{guarded.served.port}/metrics", headers=guarded.header("operator")
+        )
+        with urllib.request.urlopen(request) as response:
+            lines = response.read().decode().splitlines()
+        start = 'darkroom_cache_lookups_total{result="hit"'
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(start))
+
+    image = coloured("green", 977)
+    anna, bert = guarded.make("anna"), guarded.make("bert")
+    before = hits()
+    for header in (anna, bert):
+        ask(guarded.served.port, "/v1/classify", image, header)
+    assert hits() == before
+    ask(guarded.served.port, "/v1/classify", image, bert)
+    assert hits() == before + 1
