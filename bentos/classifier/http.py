@@ -50,14 +50,15 @@ def application(load: Callable[[], tuple[Dataplane, Guard]]) -> Starlette:
             await stack.enter_async_context(GrpcServer(dataplane, guard, dataplane.settings))
             app.state.dataplane, app.state.guard = dataplane, guard
             app.state.model_name = dataplane.identity.model_name
+            app.state.ready = True
             # What is loaded stays: p99 fell from 142 to 4 ms once the collector stopped walking it.
             gc.freeze()
             gc.set_threshold(50_000, 20, 1000)
             try:
                 yield
             finally:
-                app.state.dataplane = None
+                app.state.ready, app.state.dataplane = False, None
 
     app = Starlette(lifespan=lifespan)
-    app.state.dataplane = None
+    app.state.ready, app.state.dataplane = False, None
     return app

@@ -45,9 +45,6 @@ app = application(_load)
 class Classifier:
     """Classes of one image, by HTTP."""
 
-    async def __is_ready__(self) -> bool:
-        return app.state.dataplane is not None
-
 
 ClassifierService = bentoml.service(Classifier, name="classifier", **LEAN)
 ClassifierService.add_asgi_middleware(

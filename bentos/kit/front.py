@@ -1,6 +1,6 @@
 """What every request by HTTP or WebSocket passes first: its id, its route, who asks, whether they may, what it took.
 
-It stands outside BentoML's own routing, so that there is one list of paths, each with the scope that it asks for, and
+It stands before BentoML's own routing, so that there is one list of paths, each with the scope that it asks for, and
 what is not on the list is refused. Successful requests are in the gateway's access log, with the same id.
 """
 
@@ -14,7 +14,7 @@ from typing import cast
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 from starlette.websockets import WebSocket
@@ -27,9 +27,9 @@ from pipelines.core.errors import NotFound
 
 CALLER = "darkroom.caller"
 """Key of the ASGI scope."""
-_VOUCH = b"x-envoy-upstream-healthchecked-cluster"
+_VOUCH = "x-envoy-upstream-healthchecked-cluster"
 _PROBES = ("/livez", "/readyz", "/healthz")
-"""BentoML's own; anybody may ask them."""
+"""Anybody may ask them."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 SocketHandler = Callable[[WebSocket], Awaitable[None]]
@@ -102,16 +102,16 @@ class Front:
     """ASGI middleware."""
 
     def __init__(self, app: ASGIApp, *, table: Table, served: Starlette, cluster: str = "") -> None:
-        """`served.state` has a `guard` and a `model_name` while the process serves."""
+        """`served.state` says whether it is `ready`, and then has a `guard` and a `model_name`."""
         self.app = app
         self._table = table
         self._served = served
-        self._vouch = (_VOUCH, cluster.encode())
+        self._cluster = cluster
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             if scope["path"] in _PROBES and scope["method"] in ("GET", "HEAD"):
-                await self._probe(scope, receive, send)
+                await self._probed(scope["path"])(scope, receive, send)
             else:
                 await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -119,14 +119,14 @@ class Front:
         else:
             await self.app(scope, receive, send)
 
-    async def _probe(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        async def vouching_send(message: Message) -> None:
-            if message["type"] == "http.response.start" and scope["path"] == "/readyz" and self._vouch[1]:
-                # Envoy takes a process only where it names the cluster that it belongs to.
-                message["headers"] = [*message.get("headers", ()), self._vouch]
-            await send(message)
-
-        await self.app(scope, receive, vouching_send)
+    def _probed(self, path: str) -> Response:
+        """Alive as long as it can say so; ready while it has a model."""
+        if path != "/readyz":
+            return JSONResponse({"live": True})
+        if not self._served.state.ready:
+            return JSONResponse({"ready": False}, 503)
+        # Envoy takes a process only where it names the cluster that it belongs to.
+        return JSONResponse({"ready": True}, headers={_VOUCH: self._cluster} if self._cluster else None)
 
     async def _http(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()

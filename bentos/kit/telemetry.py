@@ -111,5 +111,8 @@ def log_json() -> None:
         chosen = logging.getLogger(name)
         chosen.handlers = [handler] if not name else []
         chosen.propagate = True
+    for name in list(logging.root.manager.loggerDict):
+        # BentoML silences every logger that was there before it set up its own.
+        logging.getLogger(name).disabled = False
     logging.getLogger().setLevel(logging.INFO)
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)

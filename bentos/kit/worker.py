@@ -10,7 +10,11 @@ import argparse
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from starlette.applications import Starlette
+
+from bentos.kit.front import Front
 from bentos.kit.settings import give_to_service
 
 KEEP_ALIVE_S = 60
@@ -32,6 +36,8 @@ def main(arguments: Sequence[str]) -> None:
 
     from _bentoml_impl.worker.service import main as serve
 
+    _configure_server()
+
     give_to_service(host=options.host, grpc_port=options.grpc_port, drain_timeout_s=options.drain_timeout)
     # Bound, not yet listening: connections are refused until the model is loaded and proved.
     listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
@@ -49,6 +55,23 @@ def main(arguments: Sequence[str]) -> None:
             *("--timeout-graceful-shutdown", str(options.drain_timeout)),
         ]
     )
+
+
+def _configure_server() -> None:
+    """Have uvicorn, which BentoML starts, call the service's front first and BentoML's own layers behind it.
+
+    They measure, trace and time out each request once more: 0.08 ms of CPU.
+    """
+    import uvicorn
+
+    make = uvicorn.Config
+
+    def configured(app: Starlette, **options: Any) -> uvicorn.Config:
+        fronts = [one for one in app.user_middleware if one.cls is Front]  # type: ignore[comparison-overlap]
+        front = Front(app, **fronts[0].kwargs) if fronts else app  # type: ignore[arg-type]
+        return make(front, **options)
+
+    uvicorn.Config = configured  # type: ignore[misc, assignment]
 
 
 if __name__ == "__main__":
