@@ -1,4 +1,4 @@
-"""The secrets of one installation: made once, each in a file of mode 0600 in a folder of mode 0700."""
+"""The secrets of one installation, and the public key to one: made once, in files of mode 0600 in a folder of 0700."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.adapters.signing import public_pem
 from pipelines.core.errors import UserError
 from pipelines.settings import DATABASES, Settings
 
 POSTGRES_SUPERUSER = "postgres-superuser"
 AIRFLOW_PASSWORDS = "airflow-passwords.json"
 ADMIN_PASSWORD = "airflow-admin"  # noqa: S105  (a file name)
+AUDIT_KEY = "audit-anchors"
+"""Signs the anchors of the audit log."""
+AUDIT_PUBLIC_KEY = "audit-anchors.pem"
+"""What verifiers pin; a key that was replaced stays in the file, behind the new one."""
 
 
 def _token() -> str:
@@ -32,6 +37,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "airflow-secret-key": _token,
     "airflow-fernet": _fernet_key,
     ADMIN_PASSWORD: lambda: secrets.token_urlsafe(12),
+    AUDIT_KEY: lambda: base64.b64encode(secrets.token_bytes(32)).decode(),
 }
 
 
@@ -46,6 +52,7 @@ def ensure(settings: Settings) -> None:
         # The form that Airflow's simple auth manager reads; where it exists, Airflow prints no password.
         admin = settings.secret(ADMIN_PASSWORD)
         _make_once(folder / AIRFLOW_PASSWORDS, lambda: json.dumps({"admin": admin}))
+        _make_once(folder / AUDIT_PUBLIC_KEY, lambda: public_pem(settings.secret(AUDIT_KEY)))
     except PermissionError as error:
         raise UserError(
             f"{error.filename}: this user may not write it; run as the user who owns {settings.home}, or set "

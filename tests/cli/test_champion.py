@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from example_packages import write_package
-from serving_platform import VARIABLE, in_own_schema
+from serving_platform import ACTOR, VARIABLE, in_own_schema
 
 from pipelines.adapters import database
 from pipelines.adapters.tracking import MlflowRegistry
@@ -55,8 +55,8 @@ def packages(postgres_settings: Settings, tmp_path: Path) -> list[ModelPackage]:
 def _serve(url: str, package: ModelPackage, version: int, kind: str = "deploy") -> Deployment:
     digest = package.digest
     build = Build(model=MODEL, version=version, package_digest=digest, bento_digest=digest, bento_key=f"{version}.tar")
-    asked = database.request_deployment(url, build, ServingSpec(), kind=kind)
-    assert database.mark_live(url, asked)
+    asked = database.request_deployment(url, build, ServingSpec(), kind=kind, actor=ACTOR)
+    assert database.mark_live(url, asked, actor=ACTOR)
     return asked
 
 

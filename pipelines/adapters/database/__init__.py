@@ -1,8 +1,9 @@
-"""Darkroom's own PostgreSQL database: deployments, the desired state of each model, and a history that shows edits.
+"""Darkroom's own PostgreSQL database: deployments, the desired state of each model, and the audit log.
 
 Every function opens what it needs from a URL and leaves nothing open.
 """
 
+from pipelines.adapters.database.chain import links, open_guards
 from pipelines.adapters.database.connection import connect, migrate
 from pipelines.adapters.database.deployments import (
     Watch,
@@ -18,7 +19,8 @@ from pipelines.adapters.database.deployments import (
     request_deployment,
     wait_for,
 )
-from pipelines.adapters.database.history import Event, history, record, verify_history, withdrawn
+from pipelines.adapters.database.events import Event
+from pipelines.adapters.database.history import events, history, record, record_change, record_once, withdrawn
 
 __all__ = [
     "Event",
@@ -27,17 +29,21 @@ __all__ = [
     "current",
     "deployments",
     "desired_state",
+    "events",
     "get",
     "has_served",
     "history",
+    "links",
     "mark_failed",
     "mark_live",
     "mark_starting",
     "migrate",
+    "open_guards",
     "previous",
     "record",
+    "record_change",
+    "record_once",
     "request_deployment",
-    "verify_history",
     "wait_for",
     "withdrawn",
 ]
