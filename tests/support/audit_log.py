@@ -37,10 +37,10 @@ def anchoring(settings: Settings) -> Iterator[Anchoring]:
 
 
 def grow_and_anchor(settings: Settings, *sizes: int) -> None:
-    """Rows in batches, an anchor after each."""
-    with anchoring(settings):
-        for size in sizes:
-            last = grow(settings.database_url("darkroom"), size)
+    """Rows in batches, one anchor after each."""
+    for size in sizes:
+        last = grow(settings.database_url("darkroom"), size)
+        with anchoring(settings):
             wait_until(lambda last=last: anchored_seq(settings) == last)  # type: ignore[misc]
 
 
