@@ -53,7 +53,7 @@ def events(
     """Oldest first, streamed: of a model, of actors that begin so, since a moment (UTC, ISO 8601), the last so many."""
     from psycopg import sql
 
-    chosen = sql.SQL(
+    chosen: sql.SQL | sql.Composed = sql.SQL(
         "SELECT * FROM history WHERE (%(model)s::text IS NULL OR model = %(model)s)"
         """ AND starts_with(actor, %(actor)s) AND at COLLATE "C" >= %(since)s"""
     )
