@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from pipelines.core.anchors import GENESIS, Anchor, StoredAnchor, parse
 from pipelines.core.errors import IntegrityError
 
 Distrust = Callable[[Anchor], str]
 """Why an anchor's signature counts for nothing; empty where it counts."""
+
+
+Kind = Literal[
+    "edited_row",
+    "missing_rows",
+    "misplaced_row",
+    "rewritten_rows",
+    "cut_tail",
+    "forged_anchor",
+    "missing_anchor",
+    "open_table",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +43,7 @@ class Link:
 class Finding:
     """One thing that is not as it was written."""
 
-    kind: str
-    """edited_row, missing_rows, misplaced_row, rewritten_rows, cut_tail, forged_anchor, missing_anchor, open_table."""
+    kind: Kind
     seq: int
     """The row where it shows."""
     text: str

@@ -10,7 +10,6 @@ import sys
 import threading
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pipelines.adapters import database
 from pipelines.adapters.signing import Signer, Trust, public_keys
@@ -18,13 +17,14 @@ from pipelines.core import anchors
 from pipelines.core.anchors import GENESIS, Anchor, StoredAnchor
 from pipelines.core.audit import Chain
 from pipelines.core.errors import DarkroomError, IntegrityError
-from pipelines.core.storage import Storage, open_storage
+from pipelines.core.storage import LocalStorage, Storage, open_storage
 from pipelines.local.secrets import AUDIT_KEY, AUDIT_PUBLIC_KEY
 from pipelines.settings import Settings
 
 PERIOD_S = 60.0
 _RETRY_S = 5.0
-"""After a failure: a store or a database that was away is soon back."""
+"""After a failure: a store or a database that was away is soon back. What was tampered with is not."""
+_KEPT = "last-anchor.json"
 _MEND = "`darkroom audit verify` names all that was changed"
 
 
@@ -55,11 +55,10 @@ class Anchoring:
         stopping = False
         while not stopping:
             stopping = self._stop.is_set()  # looked at before the last try, so that one comes after it
-            self._try()
-            self._stop.wait(min(self._period_s, _RETRY_S) if self.trouble else self._period_s)
+            self._stop.wait(self._try())
 
-    def _try(self) -> None:
-        """Trouble is told once, and tried again."""
+    def _try(self) -> float:
+        """Seconds until the next try. Trouble is told once."""
         try:
             self._anchor()
         except Exception as error:
@@ -67,10 +66,11 @@ class Anchoring:
             if text != self.trouble:
                 _say(f"the audit log is not anchored: {text}")
             self.trouble = text
-        else:
-            if self.trouble:
-                _say("the audit log is anchored again")
-            self.trouble = ""
+            return self._period_s if isinstance(error, IntegrityError) else min(self._period_s, _RETRY_S)
+        if self.trouble:
+            _say("the audit log is anchored again")
+        self.trouble = ""
+        return self._period_s
 
     def _anchor(self) -> None:
         settings = self._settings
@@ -90,28 +90,17 @@ class Anchoring:
             )
             self._last = _publish(self._storage, Signer(settings.secret(AUDIT_KEY)).sign(anchor), trust)
         if self._last is not None and self._last != kept_anchor(settings):
-            _keep(settings, self._last)
+            _kept(settings).write(_KEPT, self._last.to_bytes())
 
 
 def kept_anchor(settings: Settings) -> Anchor | None:
     """The last anchor that this machine wrote, from its own copy; None where it never wrote one."""
-    path = _kept_path(settings)
-    try:
-        return anchors.parse(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        return None
+    found = _kept(settings).read_versioned(_KEPT)
+    return anchors.parse(found[0], _kept(settings).locate(_KEPT)) if found else None
 
 
-def _keep(settings: Settings, anchor: Anchor) -> None:
-    path = _kept_path(settings)
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(anchor.to_bytes())
-    partial.replace(path)
-
-
-def _kept_path(settings: Settings) -> Path:
-    return settings.home / "audit" / "last-anchor.json"
+def _kept(settings: Settings) -> LocalStorage:
+    return LocalStorage(settings.home / "audit")
 
 
 def _newest(storage: Storage, kept: Anchor | None, trust: Trust) -> Anchor | None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from audit_log import ACTOR, grow, grow_and_anchor, superuser
-from serving_platform import VARIABLE, in_own_schema
+from audit_log import grow, grow_and_anchor, superuser
+from serving_platform import ACTOR, VARIABLE, in_own_schema
 from typer.testing import CliRunner
 
 from pipelines import settings as settings_module

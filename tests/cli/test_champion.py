@@ -102,7 +102,7 @@ def test_every_version_and_every_move_of_the_champion_leaves_one_row(
         ada.register(_registration(package))
     for registry, version in ((ada, 1), (ada, 1), (bob, 2), (ada, 1)):
         registry.promote(MODEL, version)
-    rows = [(one.event, one.detail["version"], one.actor) for one in database.events(url, MODEL)]
+    rows = [(one.event, one.detail["version"], one.actor) for one in database.history(url, MODEL)]
     assert rows == [
         ("registered", 1, "ada@lab"),
         ("registered", 2, "ada@lab"),
@@ -110,7 +110,7 @@ def test_every_version_and_every_move_of_the_champion_leaves_one_row(
         ("champion", 2, "bob@lab"),
         ("champion", 1, "ada@lab"),
     ]
-    assert next(iter(database.events(url))).detail["run"] == "train/x"
+    assert next(iter(database.history(url))).detail["run"] == "train/x"
 
 
 def test_a_process_killed_before_the_row_leaves_it_to_the_next_try(
@@ -118,4 +118,4 @@ def test_a_process_killed_before_the_row_leaves_it_to_the_next_try(
 ) -> None:
     MlflowRegistry(postgres_settings).promote(MODEL, 2)
     AuditedRegistry(postgres_settings, "bob@lab").promote(MODEL, 2)
-    assert [(one.event, one.detail["version"]) for one in database.events(url)] == [("champion", 2)]
+    assert [(one.event, one.detail["version"]) for one in database.history(url)] == [("champion", 2)]

@@ -59,7 +59,7 @@ def test_the_log_is_anchored_when_it_has_grown(settings: Settings) -> None:
     assert last is not None
     anchor = anchors.parse(last.data, last.key)
     assert Trust(keys)(anchor) == ""
-    assert anchor.hash == database.history(url(settings))[-1].hash
+    assert anchor.hash == list(database.history(url(settings)))[-1].hash
     assert verify(settings).findings == []
 
 

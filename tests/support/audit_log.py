@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import psycopg
-from serving_platform import wait_until
+from serving_platform import ACTOR, wait_until
 
 from pipelines.adapters import database
 from pipelines.local import secrets
 from pipelines.local.anchoring import Anchoring, kept_anchor
 from pipelines.settings import Settings
 
-ACTOR = "ada@lab"
 PERIOD_S = 0.02
 
 

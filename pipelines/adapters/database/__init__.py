@@ -20,7 +20,7 @@ from pipelines.adapters.database.deployments import (
     wait_for,
 )
 from pipelines.adapters.database.events import Event
-from pipelines.adapters.database.history import events, history, record, record_change, record_once, withdrawn
+from pipelines.adapters.database.history import history, record, record_change, record_once, withdrawn
 
 __all__ = [
     "Event",
@@ -29,7 +29,6 @@ __all__ = [
     "current",
     "deployments",
     "desired_state",
-    "events",
     "get",
     "has_served",
     "history",

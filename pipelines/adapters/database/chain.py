@@ -42,7 +42,9 @@ def open_guards(url: str) -> list[Finding]:
             "SELECT tgname FROM pg_trigger WHERE tgrelid = 'history'::regclass AND tgenabled IN ('O', 'A')"
         ).fetchall()
     missing = sorted(_GUARDS - {row["tgname"] for row in rows})
-    text = "trigger {} of table history is off: rows can be changed; `ALTER TABLE history ENABLE TRIGGER USER`"
+    text = (
+        "trigger {} of table history is off or gone: `ALTER TABLE history ENABLE TRIGGER USER`, or make it as in 0001"
+    )
     return [Finding(kind="open_table", seq=0, text=text.format(name)) for name in missing]
 
 

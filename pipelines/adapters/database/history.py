@@ -47,7 +47,7 @@ def record_change(url: str, model: str, event: str, detail: Mapping[str, Any], a
             append(connection, model, None, event, detail, actor)
 
 
-def events(
+def history(
     url: str, model: str | None = None, *, actor: str = "", since: str = "", limit: int | None = None
 ) -> Generator[Event]:
     """Oldest first, streamed: of a model, of actors that begin so, since a moment (UTC, ISO 8601), the last so many."""
@@ -59,7 +59,7 @@ def events(
     )
     if limit is not None:
         chosen = sql.SQL("SELECT * FROM ({} ORDER BY seq DESC LIMIT %(limit)s) AS newest").format(chosen)
-    with connect(url) as connection, connection.cursor(name="events") as cursor:
+    with connect(url) as connection, connection.cursor(name="history") as cursor:
         cursor.itersize = BATCH
         values = {"model": model, "actor": actor, "since": since, "limit": limit}
         cursor.execute(chosen + sql.SQL(" ORDER BY seq"), values)
@@ -67,15 +67,10 @@ def events(
             yield from_row(row)
 
 
-def history(url: str, model: str | None = None) -> list[Event]:
-    """Oldest first."""
-    return list(events(url, model))
-
-
 def withdrawn(url: str, model: str) -> dict[int, Withdrawn]:
     """Versions that a rollback took away, without those that have served again since."""
     found: dict[int, Withdrawn] = {}
-    for one in events(url, model):
+    for one in history(url, model):
         if not one.event.endswith("_live"):
             continue
         version, replaced = one.detail["version"], one.detail.get("replaced_version", one.detail["version"])

@@ -49,7 +49,7 @@ def list_events(
     from pipelines.adapters import database
 
     url = settings_module.load().database_url("darkroom")
-    found = database.events(url, model or None, actor=actor, since=_moment(since), limit=limit or None)
+    found = database.history(url, model or None, actor=actor, since=_moment(since), limit=limit or None)
     _print_json(found) if as_json else _print_table(found)
 
 
