@@ -20,6 +20,7 @@ from airflow.sdk import Asset, BaseOperator, Context, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from pipelines import settings as settings_module
+from pipelines.core.actors import airflow
 from pipelines.core.command import TAIL_LINES, Command, said
 from pipelines.core.errors import RecipeError
 from pipelines.core.recipe import Recipe, registered
@@ -91,12 +92,14 @@ class StepOperator(BaseOperator):  # type: ignore[misc]  # Airflow is not typed 
             raise AirflowFailException('a manual run names its day: trigger it with {"interval": "YYYY-MM-DD"}')
         settings = settings_module.load()
         run = context["dag_run"]
-        name = str(RunId(dag_id=run.dag_id, run_id=run.run_id))
+        run_id = RunId(dag_id=run.dag_id, run_id=run.run_id)
+        name = str(run_id)
         shard = [] if self.shard is None else ["--shard", str(self.shard)]
         mark = "/".join([name, self.step, *shard[1:]])
         with tempfile.TemporaryDirectory(prefix="darkroom-") as folder:
             outcome = Path(folder) / "outcome.json"
-            arguments = ["step", self.step, "--run", name, *shard, "--outcome", str(outcome), *self.arguments]
+            arguments = ["step", self.step, "--run", name, *shard, "--actor", airflow(run_id)]
+            arguments += ["--outcome", str(outcome), *self.arguments]
             self.log.info("darkroom %s", " ".join(arguments))
             tail: list[str] = []
             self._command = Command(

@@ -21,6 +21,7 @@ from typing import IO, Any
 from pipelines.cli.import_clock import import_clock
 from pipelines.cli.registry import StepContext, StepSpec
 from pipelines.core import recipe as recipes
+from pipelines.core.actors import person
 from pipelines.core.closure import code_digest
 from pipelines.core.errors import NotFound, UserError
 from pipelines.core.processes import birth, marked, session_members, start_time
@@ -59,11 +60,13 @@ def execute(
     request: RunRequest | None = None,
     force: bool = False,
     started: float | None = None,
+    actor: str | None = None,
 ) -> StepOutcome:
     """Run a step, or reuse its finished result, and record the reference in the run folder.
 
     `request` is needed by the first step of a run only. `started` is the epoch second at which the caller counts the
-    step as started (default: the start of this process). Raises whatever the step raises.
+    step as started (default: the start of this process), `actor` is who runs it (default: whoever gave this command).
+    Raises whatever the step raises.
     """
     storage = storage_of(settings)
     folder = RunFolder(storage, run)
@@ -82,7 +85,7 @@ def execute(
             found = None if force else _reusable(results, spec, key)
             if found is None:
                 stored, facts, function_s = _compute(
-                    settings, storage, results, spec, run, asked, upstream, shard, key, force
+                    settings, storage, results, spec, run, asked, upstream, shard, key, force, actor or person()
                 )
             else:
                 stored = found
@@ -213,6 +216,7 @@ def _compute(
     shard: int | None,
     key: str,
     force: bool,
+    actor: str,
 ) -> tuple[StoredResult, dict[str, Any], float]:
     """The published result, its facts, and the seconds of the step's function without the imports inside it."""
     out = settings.home / "scratch" / f"{spec.name}-{uuid.uuid4().hex}"
@@ -224,6 +228,7 @@ def _compute(
             results=results,
             run=run,
             request=request,
+            actor=actor,
             upstream=upstream,
             shard=shard,
             out=out,

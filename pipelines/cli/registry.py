@@ -29,6 +29,8 @@ class StepContext:
     results: ResultStore
     run: RunId
     request: RunRequest
+    actor: str
+    """Who runs it; see core.actors."""
     upstream: Mapping[str, tuple[StoredResult, ...]]
     """Results of the upstream steps; a mapped one has one per shard, in order."""
     shard: int | None

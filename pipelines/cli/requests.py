@@ -13,14 +13,15 @@ from pipelines.settings import Settings
 class DeploymentRequests:
     """Fulfils `core.ports.Deployments`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, actor: str) -> None:
         self._settings = settings
+        self._actor = actor
         self._url = settings.database_url("darkroom")
 
     def request(
         self, build: Build, spec: ServingSpec, *, kind: str = "deploy", origin: int | None = None
     ) -> Deployment:
-        return database.request_deployment(self._url, build, spec, kind=kind, origin=origin)
+        return database.request_deployment(self._url, build, spec, actor=self._actor, kind=kind, origin=origin)
 
     def wait(self, deployment_id: int, timeout_s: float) -> Deployment:
         return database.wait_for(self._url, deployment_id, timeout_s)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipelines import settings as settings_module
 from pipelines.core import recipe as recipes
+from pipelines.core.actors import person
 from pipelines.core.processes import die_with_parent
 from pipelines.core.runs import RunId, RunRequest
 
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--as-of", default="", help="first step of a training run: intervals up to this day only")
     parser.add_argument("--force", action="store_true", help="compute even where a finished result exists")
     parser.add_argument("--outcome", type=Path, metavar="FILE", help="write the outcome there, as JSON")
+    parser.add_argument("--actor", default=person(), help="who runs it, for the audit log; you, by default")
     parser.add_argument("--parent", type=int, metavar="PID", help="end when this process, which started us, ends")
     options = parser.parse_args(arguments)
     if options.parent:
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         shard=options.shard,
         request=request,
         force=options.force,
+        actor=options.actor,
     )
     if options.outcome:
         write_outcome(options.outcome, outcome)

@@ -44,6 +44,8 @@ class Deployment:
     state: str
     """requested, starting, live, retired or failed."""
     reason: str
+    actor: str
+    """Who asked for it; see core.actors."""
     requested_at: datetime
     live_at: datetime | None
     ended_at: datetime | None

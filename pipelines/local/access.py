@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from pipelines.adapters import database
+from pipelines.core.actors import supervisor
 from pipelines.local.secrets import FIRST_KEY
 from pipelines.settings import PLATFORM_KEY, SERVING_ROLE, Settings
 
@@ -23,7 +24,7 @@ def prepare(settings: Settings) -> None:
     temporary.touch(mode=0o600)
     temporary.write_text(settings.serving_database_url + "\n")
     temporary.replace(path)
-    database.ensure_key(url, settings.secret(FIRST_KEY), FIRST, actor="platform")
+    database.ensure_key(url, settings.secret(FIRST_KEY), FIRST, actor=supervisor())
 
 
 def environment(settings: Settings, num_processes: int) -> dict[str, str]:

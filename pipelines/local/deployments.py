@@ -24,6 +24,7 @@ from typing import TypeVar
 from pipelines.adapters import database
 from pipelines.adapters.gateway import Backend, Gateway, View, answers
 from pipelines.adapters.packaging import BentoArchives, folder_name
+from pipelines.core.actors import supervisor
 from pipelines.core.deployments import Build, Deployment, Desired
 from pipelines.core.errors import DarkroomError, DeploymentFailed, PlatformError
 from pipelines.core.storage import open_storage
@@ -186,7 +187,7 @@ class Reconciler:
             if self._persist(lambda: database.get(self._url, deployment.id)).state not in _WANTED:
                 raise DeploymentFailed("superseded by a newer request")
             self._move(fleet)
-            if not self._persist(lambda: database.mark_live(self._url, deployment)):
+            if not self._persist(lambda: database.mark_live(self._url, deployment, actor=supervisor())):
                 raise DeploymentFailed("superseded by a newer request")
             _say(f"{fleet.cluster}: live after {time.monotonic() - began:.1f} s")
         except Interrupted:
@@ -248,7 +249,7 @@ class Reconciler:
         if fleet is not None:
             threading.Thread(target=self._retire, args=(fleet,), name=f"retire {deployment.id}", daemon=True).start()
         with contextlib.suppress(Interrupted):
-            self._persist(lambda: database.mark_failed(self._url, deployment, reason))
+            self._persist(lambda: database.mark_failed(self._url, deployment, reason, actor=supervisor()))
 
     def _publish_if_possible(self) -> None:
         """The files are written in any case; a gateway that is away takes them when it is back."""

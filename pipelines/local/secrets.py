@@ -1,4 +1,4 @@
-"""The secrets of one installation: made once, each in a file of mode 0600 in a folder of mode 0700."""
+"""The secrets of one installation, and the public key to one: made once, in files of mode 0600 in a folder of 0700."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from pipelines.adapters.signing import public_pem
 from pipelines.core.access import new_key
 from pipelines.core.errors import UserError
 from pipelines.settings import DATABASES, PLATFORM_KEY, SERVING_ROLE, Settings
@@ -18,6 +19,10 @@ AIRFLOW_PASSWORDS = "airflow-passwords.json"
 ADMIN_PASSWORD = "airflow-admin"  # noqa: S105  (a file name)
 FIRST_KEY = "first-key"
 """An API key of the role admin, for whoever may read this folder."""
+AUDIT_KEY = "audit-anchors"
+"""Signs the anchors of the audit log."""
+AUDIT_PUBLIC_KEY = "audit-anchors.pem"
+"""What verifiers pin; a key that was replaced stays in the file, behind the new one."""
 
 
 def _token() -> str:
@@ -37,6 +42,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     ADMIN_PASSWORD: lambda: secrets.token_urlsafe(12),
     PLATFORM_KEY: _token,
     FIRST_KEY: new_key,
+    AUDIT_KEY: lambda: base64.b64encode(secrets.token_bytes(32)).decode(),
 }
 
 
@@ -51,6 +57,7 @@ def ensure(settings: Settings) -> None:
         # The form that Airflow's simple auth manager reads; where it exists, Airflow prints no password.
         admin = settings.secret(ADMIN_PASSWORD)
         _make_once(folder / AIRFLOW_PASSWORDS, lambda: json.dumps({"admin": admin}))
+        _make_once(folder / AUDIT_PUBLIC_KEY, lambda: public_pem(settings.secret(AUDIT_KEY)))
     except PermissionError as error:
         raise UserError(
             f"{error.filename}: this user may not write it; run as the user who owns {settings.home}, or set "

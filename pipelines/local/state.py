@@ -41,6 +41,8 @@ class PlatformState:
     """Digest of the AWS settings that steps inherit."""
     without: tuple[str, ...] = ()
     processes: tuple[ProcessStatus, ...] = ()
+    troubles: tuple[str, ...] = ()
+    """What does not work, though every process does."""
     error: str = ""
     exit_code: int = 0
     supervisor_pid: int = field(default_factory=os.getpid)
@@ -94,6 +96,7 @@ def read(settings: Settings) -> PlatformState | None:
     try:
         table: dict[str, Any] = json.loads((folder(settings) / "platform.json").read_text())
         processes = tuple(ProcessStatus(**one) for one in table.pop("processes"))
-        return PlatformState(**{**table, "without": tuple(table["without"])}, processes=processes)
+        lists = {name: tuple(table.get(name, ())) for name in ("without", "troubles")}
+        return PlatformState(**{**table, **lists}, processes=processes)
     except (OSError, ValueError, TypeError, KeyError):
         return None

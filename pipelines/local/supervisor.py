@@ -24,6 +24,7 @@ from pipelines.adapters.gateway import envoy_argv, write_initial
 from pipelines.core.errors import DarkroomError, PlatformError, UserError
 from pipelines.core.stephost import SOCKET_NAME, short_path
 from pipelines.local import access, airflow, mlflow, postgres, resources, schema, secrets, state
+from pipelines.local.anchoring import Anchoring
 from pipelines.local.deployments import Reconciler
 from pipelines.local.identity import credentials, identity
 from pipelines.local.keeper import GIVE_UP
@@ -59,6 +60,7 @@ class Supervisor:
         self._reservations = Reservations()
         self._reconciler: Reconciler | None = None
         self._thread: threading.Thread | None = None
+        self._anchoring = Anchoring(settings)
         self._askers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ready")
         self._written: PlatformState | None = None
         self._phase: Phase = "starting"
@@ -105,6 +107,7 @@ class Supervisor:
         self._reconciler = Reconciler(settings)
         self._thread = threading.Thread(target=self._reconciler.run, args=(self._stop,), name="deployments")
         self._thread.start()
+        self._anchoring.start()
 
     def _start_postgres(self) -> None:
         settings = self._settings
@@ -191,10 +194,12 @@ class Supervisor:
     # --- end -------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Deployments and everything that uses PostgreSQL first, all at once; PostgreSQL last."""
+        """Deployments and everything that uses PostgreSQL first, all at once; what they left is anchored; then it."""
         self._stop.set()
         last = [one for one in self._watched if one.process.name == "postgres"]
         for group in ([one for one in self._watched if one not in last], last):
+            if group is last:
+                self._anchoring.end()
             for watched in group:
                 watched.process.signal()
             if group is not last and self._thread is not None:
@@ -216,6 +221,7 @@ class Supervisor:
             credentials=credentials(),
             without=self._without,
             processes=processes,
+            troubles=(f"the audit log is not anchored: {trouble}",) if (trouble := self._anchoring.trouble) else (),
             error=error,
             exit_code=exit_code,
         )

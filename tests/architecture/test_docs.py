@@ -15,6 +15,7 @@ PAGES = (
     "bentos/README.md",
     "feature_repo/README.md",
     "infra/envoy/README.md",
+    "pipelines/adapters/database/README.md",
     "pipelines/training/README.md",
 )
 

@@ -1,4 +1,4 @@
-"""Who the gate's champion is, and what was rolled back from: the registry and the deployments put together."""
+"""Who the gate's champion is, what was rolled back from, and who said so: registry, deployments and audit log."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from example_packages import write_package
-from serving_platform import VARIABLE, in_own_schema
+from serving_platform import ACTOR, VARIABLE, in_own_schema
 
 from pipelines.adapters import database
 from pipelines.adapters.tracking import MlflowRegistry
+from pipelines.cli.model_registry import AuditedRegistry
 from pipelines.cli.requests import RolledBack
 from pipelines.cli.wiring.evaluation import champion_of
 from pipelines.core import package_store
@@ -32,6 +33,13 @@ def url(postgres_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> str:
     return found
 
 
+def _registration(package: ModelPackage) -> Registration:
+    return Registration(
+        model=MODEL, package=package, tracking_run_id="", parameters={}, metrics={}, history=[], pictures=[],
+        tags={"package": package.digest, "run": "train/x"},
+    )  # fmt: skip
+
+
 @pytest.fixture
 def packages(postgres_settings: Settings, tmp_path: Path) -> list[ModelPackage]:
     """Of versions 1 and 2, which are registered and kept."""
@@ -43,11 +51,7 @@ def packages(postgres_settings: Settings, tmp_path: Path) -> list[ModelPackage]:
             tmp_path / str(number), name=MODEL, weights=number * np.eye(3, dtype=np.float32), run_id="train/x"
         )
         package_store.put(storage, package)
-        registration = Registration(
-            model=MODEL, package=package, tracking_run_id="", parameters={}, metrics={}, history=[], pictures=[],
-            tags={"package": package.digest},
-        )  # fmt: skip
-        assert registry.register(registration).version == number
+        assert registry.register(_registration(package)).version == number
         made.append(package)
     return made
 
@@ -55,8 +59,8 @@ def packages(postgres_settings: Settings, tmp_path: Path) -> list[ModelPackage]:
 def _serve(url: str, package: ModelPackage, version: int, kind: str = "deploy") -> Deployment:
     digest = package.digest
     build = Build(model=MODEL, version=version, package_digest=digest, bento_digest=digest, bento_key=f"{version}.tar")
-    asked = database.request_deployment(url, build, ServingSpec(), kind=kind)
-    assert database.mark_live(url, asked)
+    asked = database.request_deployment(url, build, ServingSpec(), kind=kind, actor=ACTOR)
+    assert database.mark_live(url, asked, actor=ACTOR)
     return asked
 
 
@@ -88,3 +92,30 @@ def test_the_champion_is_what_serves_whatever_the_alias_says(
     assert rolled_back.find(MODEL, packages[0].content_digest) is None
     _serve(url, packages[1], 2, kind="promote")
     assert rolled_back.find(MODEL, packages[1].content_digest) is None
+
+
+def test_every_version_and_every_move_of_the_champion_leaves_one_row(
+    url: str, postgres_settings: Settings, packages: list[ModelPackage]
+) -> None:
+    ada, bob = (AuditedRegistry(postgres_settings, actor) for actor in ("ada@lab", "bob@lab"))
+    for package in (*packages, packages[0]):
+        ada.register(_registration(package))
+    for registry, version in ((ada, 1), (ada, 1), (bob, 2), (ada, 1)):
+        registry.promote(MODEL, version)
+    rows = [(one.event, one.detail["version"], one.actor) for one in database.history(url, MODEL)]
+    assert rows == [
+        ("registered", 1, "ada@lab"),
+        ("registered", 2, "ada@lab"),
+        ("champion", 1, "ada@lab"),
+        ("champion", 2, "bob@lab"),
+        ("champion", 1, "ada@lab"),
+    ]
+    assert next(iter(database.history(url))).detail["run"] == "train/x"
+
+
+def test_a_process_killed_before_the_row_leaves_it_to_the_next_try(
+    url: str, postgres_settings: Settings, packages: list[ModelPackage]
+) -> None:
+    MlflowRegistry(postgres_settings).promote(MODEL, 2)
+    AuditedRegistry(postgres_settings, "bob@lab").promote(MODEL, 2)
+    assert [(one.event, one.detail["version"]) for one in database.history(url)] == [("champion", 2)]

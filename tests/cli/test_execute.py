@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import pytest
 
 from pipelines.cli.execute import TASK_MARK, execute, task_mark
 from pipelines.cli.registry import StepContext, StepSpec
+from pipelines.core.actors import airflow
 from pipelines.core.errors import NotFound, UserError
 from pipelines.core.recipe import Recipe, override
 from pipelines.core.results import ResultStore
@@ -62,6 +65,19 @@ def test_equal_work_is_reused_and_says_so(settings: Settings) -> None:
     assert execute(settings, _spec(calls), OTHER, request=REQUEST).reused
     assert len(calls) == 1
     assert not execute(settings, _spec(calls), OTHER, request=REQUEST, force=True).reused
+
+
+def test_a_step_knows_for_whom_it_acts(settings: Settings) -> None:
+    actors: list[str] = []
+
+    def wire(context: StepContext) -> Number:
+        actors.append(context.actor)
+        return Number(number=1)
+
+    execute(settings, _spec([], wire=wire, effect=True), RUN, request=REQUEST)
+    execute(settings, _spec([], wire=wire, effect=True), OTHER, request=REQUEST, actor=airflow(OTHER))
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert actors == [f"{user}@{socket.gethostname()}", "airflow:demo/two"]
 
 
 @pytest.mark.parametrize(("key", "reused"), [("training.epochs", False), ("gate.margin", True)])

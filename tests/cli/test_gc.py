@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from serving_platform import in_own_schema
+from serving_platform import ACTOR, in_own_schema
 from typer.testing import CliRunner
 
 from pipelines.adapters import database
@@ -48,7 +48,9 @@ def storage(postgres_settings: Settings, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("pipelines.settings.load", lambda: settings)
     database.migrate(url)
     for number in (1, 2, 3):
-        assert database.mark_live(url, database.request_deployment(url, build(number), ServingSpec()))
+        assert database.mark_live(
+            url, database.request_deployment(url, build(number), ServingSpec(), actor=ACTOR), actor=ACTOR
+        )
     with database.connect(url) as connection:
         long_ago = "now() - interval '50 days'"
         connection.execute(

@@ -53,7 +53,6 @@ def test_a_revoked_key_is_listed_and_its_name_is_free_again(url: str) -> None:
     assert list(states.values()) == ["revoked"]
     events = [(one.event, one.detail["name"]) for one in database.history(url)]
     assert events == [("key_created", "shop"), ("key_revoked", "shop"), ("key_created", "shop")]
-    assert database.verify_history(url) == 3
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from serving_platform import VARIABLE, in_own_schema
+from serving_platform import ACTOR, VARIABLE, in_own_schema
 
 from pipelines.adapters import database
 from pipelines.cli.chain import graph, summary
@@ -61,7 +61,9 @@ def chain(home_settings: Settings, url: str, monkeypatch: pytest.MonkeyPatch) ->
 def _serve(url: str, version: int, kind: str = "deploy") -> None:
     digest = str(version) * 64
     build = Build(model="demo", version=version, package_digest=digest, bento_digest=digest, bento_key="b.tar")
-    assert database.mark_live(url, database.request_deployment(url, build, ServingSpec(), kind=kind))
+    assert database.mark_live(
+        url, database.request_deployment(url, build, ServingSpec(), kind=kind, actor=ACTOR), actor=ACTOR
+    )
 
 
 def test_a_run_that_another_database_has_seen_is_run_again(chain: Chain, url: str) -> None:

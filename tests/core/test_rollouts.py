@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from serving_platform import VARIABLE, in_own_schema
+from serving_platform import ACTOR, VARIABLE, in_own_schema
 
 from pipelines.adapters import database
 from pipelines.cli.requests import DeploymentRequests
@@ -45,7 +45,7 @@ class Requests(DeploymentRequests):
 @pytest.fixture
 def requests(url: str, postgres_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Requests:
     monkeypatch.setenv(VARIABLE, url)
-    made = Requests(postgres_settings)
+    made = Requests(postgres_settings, ACTOR)
     made.confirmed = []
     return made
 
@@ -90,7 +90,7 @@ def test_the_champion_moves_after_the_traffic(url: str, requests: Requests) -> N
 
     def live(deployment: Deployment) -> None:
         assert registry.promoted == []
-        database.mark_live(url, deployment)
+        database.mark_live(url, deployment, actor=ACTOR)
 
     with reconciled(url, live):
         deployed = bring_up(requests, registry, 4)
@@ -101,10 +101,10 @@ def test_the_champion_moves_after_the_traffic(url: str, requests: Requests) -> N
 
 def test_a_failure_says_why_and_what_still_serves(url: str, requests: Requests) -> None:
     registry = Champions()
-    with reconciled(url, lambda one: database.mark_live(url, one)):
+    with reconciled(url, lambda one: database.mark_live(url, one, actor=ACTOR)):
         bring_up(requests, registry, 1)
     with (
-        reconciled(url, lambda one: database.mark_failed(url, one, "golden image 007.png is wrong")),
+        reconciled(url, lambda one: database.mark_failed(url, one, "golden image 007.png is wrong", actor=ACTOR)),
         pytest.raises(DeploymentFailed, match=r"version 2 .*golden image 007.png is wrong; version 1 still serves"),
     ):
         bring_up(requests, registry, 2)
@@ -113,7 +113,7 @@ def test_a_failure_says_why_and_what_still_serves(url: str, requests: Requests) 
 
 def test_rolling_back_brings_up_the_very_build_again(url: str, requests: Requests) -> None:
     registry = Champions()
-    with reconciled(url, lambda one: database.mark_live(url, one)):
+    with reconciled(url, lambda one: database.mark_live(url, one, actor=ACTOR)):
         with pytest.raises(UserError, match="no earlier deployment"):
             roll_back("digits", requests, registry, gateway_url=GATEWAY)  # type: ignore[arg-type]
         for version in (1, 2):

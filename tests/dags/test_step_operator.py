@@ -104,6 +104,19 @@ def test_the_command_of_a_killed_task_dies_and_a_retry_waits_for_its_turn(home: 
     assert _result(retry) == ["ok", [0]]
 
 
+def test_the_command_knows_for_whom_it_acts(home: Settings) -> None:
+    with _step_is_held(home):
+        task = _task(home)
+        _wait(lambda: bool(_commands()))
+        (command,) = _commands()
+        _wait(lambda: b"--actor" in Path(f"/proc/{command}/cmdline").read_bytes())
+        arguments = Path(f"/proc/{command}/cmdline").read_bytes().decode().split("\0")
+        assert arguments[arguments.index("--actor") + 1] == f"airflow:{RUN}"
+        task.kill()
+        task.wait()
+        _wait(lambda: not _commands(), timeout_s=5)
+
+
 def test_a_task_that_is_told_to_end_takes_its_command_along(home: Settings) -> None:
     with _step_is_held(home):
         task = _task(home)

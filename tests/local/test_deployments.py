@@ -19,6 +19,7 @@ import serving_platform
 from example_packages import coloured
 from oip_client import ask_with_triton
 from serving_platform import (
+    ACTOR,
     AUTHORIZED,
     SPEC,
     VARIABLE,
@@ -35,6 +36,7 @@ from websockets.sync.client import connect
 from pipelines import settings as settings_module
 from pipelines.adapters import database
 from pipelines.adapters.gateway import wait_until_answers
+from pipelines.core.actors import supervisor
 from pipelines.core.deployments import Build
 from pipelines.core.errors import PlatformError
 from pipelines.local.deployments import Reconciler
@@ -250,7 +252,7 @@ def test_what_the_database_calls_live_takes_over_only_when_it_is_ready(
     url = settings.database_url("darkroom")
     assert deploy(settings, builds[1]).state == "live"
     with Load(settings.gateway_port, "/v1/classify").running() as load:
-        assert database.mark_live(url, database.request_deployment(url, builds[2], SPEC))
+        assert database.mark_live(url, database.request_deployment(url, builds[2], SPEC, actor=ACTOR), actor=ACTOR)
         wait_until(lambda: load.versions.get("2"))
     assert load.failures == []
     assert database.current(url, "colours").build == builds[2]  # type: ignore[union-attr]
@@ -279,7 +281,7 @@ def test_a_live_bento_that_is_lost_does_not_keep_the_next_one_from_serving(
     url = own.database_url("darkroom")
     database.migrate(url)
     lost = replace(builds[1], bento_digest="0" * 64, bento_key="bentos/lost.tar")
-    assert database.mark_live(url, database.request_deployment(url, lost, SPEC))
+    assert database.mark_live(url, database.request_deployment(url, lost, SPEC, actor=ACTOR), actor=ACTOR)
     with serving(own):
         assert deploy(own, builds[2]).state == "live"
         assert served_version(own) == "2"
@@ -293,7 +295,7 @@ def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(
     with serving(own):
         assert deploy(own, builds[1]).state == "live"
     # Everything is down, as after a reboot. A platform that gets killed:
-    asked = database.request_deployment(url, builds[2], SPEC)
+    asked = database.request_deployment(url, builds[2], SPEC, actor=ACTOR)
     killed = subprocess.Popen([sys.executable, serving_platform.__file__], start_new_session=True)
     wait_until(lambda: database.get(url, asked.id).state == "starting")
     killed.kill()
@@ -307,11 +309,14 @@ def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(
         # And rollback proves the first one again.
         before = database.previous(url, "colours")
         assert before is not None
-        back = database.request_deployment(url, before.build, before.spec, kind="rollback", origin=before.id)
+        back = database.request_deployment(
+            url, before.build, before.spec, kind="rollback", origin=before.id, actor=ACTOR
+        )
         assert database.wait_for(url, back.id, 60).state == "live"
         assert ask(own.gateway_port, "/v1/models/colours")[1]["model_version"] == "1"
         assert database.previous(url, "colours") is None
     events = [one.event for one in database.history(url)]
     assert events[0] == "key_created"  # of the first key
     assert events[1:] == ["requested", "deploy_live", "requested", "deploy_live", "requested", "rollback_live"]
-    assert database.verify_history(url) == len(events)
+    *_, last = database.history(url)
+    assert (last.actor, last.detail["requested_by"]) == (supervisor(), ACTOR)

@@ -16,8 +16,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from pipelines.adapters import database
+from pipelines.core.anchors import newest, parse
 from pipelines.core.errors import UserError
 from pipelines.core.processes import is_zombie, marked
+from pipelines.core.storage import open_storage
 from pipelines.local import platform, resources
 from pipelines.local.process import PLATFORM_MARK
 from pipelines.settings import Settings
@@ -90,7 +93,12 @@ def test_up_kills_and_down(ended: Settings) -> None:
     assert gateway_answers(ended)
 
     last = processes()
+    assert json.loads(darkroom("status", "--json").stdout)["troubles"] == []
+    row = database.record(ended.database_url("darkroom"), "", "key_created", {}, "ada@lab")
     assert darkroom("down").returncode == 0
+    anchor = newest(open_storage(ended.store_uri))
+    assert anchor is not None
+    assert parse(anchor.data, anchor.key).hash == row.hash  # what was written since the last minute, too
     assert all(is_zombie(one["pid"]) for one in last.values())
     assert processes() == {}
     assert darkroom("down").stdout.startswith("the platform was not up")

@@ -32,6 +32,7 @@ SPEC = ServingSpec(drain_timeout_s=5)
 _PLATFORM_KEY = "the key of every platform that a test starts"
 AUTHORIZED = {"Authorization": f"Bearer {_PLATFORM_KEY}"}
 """`ask` and `Load` send it."""
+ACTOR = "ada@lab"
 
 
 def in_own_schema(settings: Settings) -> str:
@@ -102,7 +103,7 @@ def reconciling(settings: Settings) -> Iterator[Reconciler]:
 
 def deploy(settings: Settings, build: Build, spec: ServingSpec = SPEC, kind: str = "deploy") -> Deployment:
     url = settings.database_url("darkroom")
-    return database.wait_for(url, database.request_deployment(url, build, spec, kind=kind).id, 60)
+    return database.wait_for(url, database.request_deployment(url, build, spec, kind=kind, actor=ACTOR).id, 60)
 
 
 def ask(port: int, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, dict]:  # type: ignore[type-arg]

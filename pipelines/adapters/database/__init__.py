@@ -1,4 +1,4 @@
-"""Darkroom's own PostgreSQL database: deployments, the desired state of each model, and a history that shows edits.
+"""Darkroom's own PostgreSQL database: deployments, the desired state of each model, and the audit log.
 
 Every function opens what it needs from a URL and leaves nothing open.
 """
@@ -12,6 +12,7 @@ from pipelines.adapters.database.api_keys import (
     ensure_key,
     revoke_key,
 )
+from pipelines.adapters.database.chain import links, open_guards
 from pipelines.adapters.database.connection import connect, migrate
 from pipelines.adapters.database.deployments import (
     Watch,
@@ -27,7 +28,8 @@ from pipelines.adapters.database.deployments import (
     request_deployment,
     wait_for,
 )
-from pipelines.adapters.database.history import Event, history, record, verify_history, withdrawn
+from pipelines.adapters.database.events import Event
+from pipelines.adapters.database.history import history, record, record_change, record_once, withdrawn
 
 __all__ = [
     "ApiKey",
@@ -45,15 +47,18 @@ __all__ = [
     "get",
     "has_served",
     "history",
+    "links",
     "mark_failed",
     "mark_live",
     "mark_starting",
     "migrate",
+    "open_guards",
     "previous",
     "record",
+    "record_change",
+    "record_once",
     "request_deployment",
     "revoke_key",
-    "verify_history",
     "wait_for",
     "withdrawn",
 ]

@@ -71,7 +71,7 @@ def create_key(url: str, key: str, grant: Grant, *, actor: str) -> ApiKey:
         assert row is not None
         created = _key(row)
         detail = {"id": created.id, "name": grant.name, "role": grant.role, "models": list(grant.models)}
-        append(connection, "", None, "key_created", {**detail, "actor": actor})
+        append(connection, "", None, "key_created", detail, actor)
     return created
 
 
@@ -101,7 +101,7 @@ def revoke_key(url: str, name_or_id: str, *, actor: str) -> ApiKey:
         if row is None:
             raise NotFound(f"no active key is called {name_or_id!r}; `darkroom keys list` shows names and ids")
         revoked = _key(row)
-        append(connection, "", None, "key_revoked", {"id": revoked.id, "name": revoked.name, "actor": actor})
+        append(connection, "", None, "key_revoked", {"id": revoked.id, "name": revoked.name}, actor)
     return revoked
 
 

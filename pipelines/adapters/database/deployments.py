@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def request_deployment(
-    url: str, build: Build, spec: ServingSpec, *, kind: str = "deploy", origin: int | None = None
+    url: str, build: Build, spec: ServingSpec, *, actor: str, kind: str = "deploy", origin: int | None = None
 ) -> Deployment:
     """Ask for a build to serve, or return the deployment that already does or is about to.
 
@@ -33,12 +33,12 @@ def request_deployment(
             if running is not None and (running.build, running.spec) == (build, spec):
                 return running
             if running is not None and running is desired.desired:
-                _fail(connection, running, "superseded by a newer request")
+                _fail(connection, running, "superseded by a newer request", actor)
         row = _one(
             connection,
-            "INSERT INTO deployments (model, version, package_digest, bento_digest, bento_key, spec, kind, origin)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
-            [*asdict(build).values(), json.dumps(asdict(spec)), kind, origin],
+            "INSERT INTO deployments (model, version, package_digest, bento_digest, bento_key, spec, kind, origin,"
+            " actor) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING *",
+            [*asdict(build).values(), json.dumps(asdict(spec)), kind, origin, actor],
         )
         deployment = _deployment(row)
         connection.execute(
@@ -46,7 +46,7 @@ def request_deployment(
             " ON CONFLICT (model) DO UPDATE SET desired = EXCLUDED.desired, updated_at = now()",
             [build.model, deployment.id],
         )
-        append(connection, build.model, deployment.id, "requested", {**asdict(build), "kind": kind})
+        append(connection, build.model, deployment.id, "requested", {**asdict(build), "kind": kind}, actor)
         return deployment
 
 
@@ -189,7 +189,7 @@ def mark_starting(url: str, deployment_id: int) -> None:
         )
 
 
-def mark_live(url: str, deployment: Deployment) -> bool:
+def mark_live(url: str, deployment: Deployment, *, actor: str) -> bool:
     """Record that traffic went over to a deployment. False where it was superseded meanwhile: move the traffic back."""
     model = deployment.build.model
     with connect(url) as connection:
@@ -206,28 +206,32 @@ def mark_live(url: str, deployment: Deployment) -> bool:
             " WHERE model = %(model)s",
             {"id": deployment.id, "model": model},
         )
-        detail = {"version": deployment.build.version, "package_digest": deployment.build.package_digest}
+        detail = {**_identity(deployment), "package_digest": deployment.build.package_digest}
         replaced = {"replaced": live.id, "replaced_version": live.build.version} if live else {}
-        append(connection, model, deployment.id, f"{deployment.kind}_live", {**detail, **replaced})
+        append(connection, model, deployment.id, f"{deployment.kind}_live", {**detail, **replaced}, actor)
         return True
 
 
-def mark_failed(url: str, deployment: Deployment, reason: str) -> None:
+def mark_failed(url: str, deployment: Deployment, reason: str, *, actor: str) -> None:
     """Record that a deployment did not come up; what served before still does."""
     with connect(url) as connection:
         _lock_model(connection, deployment.build.model)
-        _fail(connection, deployment, reason)
+        _fail(connection, deployment, reason, actor)
 
 
-def _fail(connection: psycopg.Connection[Row], deployment: Deployment, reason: str) -> None:
+def _fail(connection: psycopg.Connection[Row], deployment: Deployment, reason: str, actor: str) -> None:
     if _state(connection, deployment.id) not in ("requested", "starting"):
         return
     connection.execute(
         "UPDATE deployments SET state = 'failed', reason = %s, ended_at = now() WHERE id = %s", [reason, deployment.id]
     )
     connection.execute("UPDATE models SET desired = NULL, updated_at = now() WHERE desired = %s", [deployment.id])
-    detail = {"version": deployment.build.version, "reason": reason}
-    append(connection, deployment.build.model, deployment.id, f"{deployment.kind}_failed", detail)
+    detail = {**_identity(deployment), "reason": reason}
+    append(connection, deployment.build.model, deployment.id, f"{deployment.kind}_failed", detail, actor)
+
+
+def _identity(deployment: Deployment) -> dict[str, Any]:
+    return {"version": deployment.build.version, "requested_by": deployment.actor}
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------
@@ -267,6 +271,7 @@ def _deployment(row: Row) -> Deployment:
         origin=row["origin"],
         state=row["state"],
         reason=row["reason"],
+        actor=row["actor"],
         requested_at=row["requested_at"],
         live_at=row["live_at"],
         ended_at=row["ended_at"],

@@ -14,6 +14,7 @@ from pipelines.cli.chain import graph
 from pipelines.cli.chain.base import Chain
 from pipelines.cli.execute import TASK_MARK, task_mark
 from pipelines.cli.past_runs import PastRun
+from pipelines.core.actors import person
 from pipelines.core.command import TAIL_LINES, Command, said
 from pipelines.core.errors import DarkroomError, GateRejected, UserError
 from pipelines.core.runs import RunId
@@ -66,7 +67,7 @@ class DirectChain(Chain):
         with tempfile.TemporaryDirectory(prefix="darkroom-") as folder:
             outcome = Path(folder) / "outcome.json"
             command = Command(
-                ["step", name, "--run", str(run), "--outcome", str(outcome), *arguments],
+                ["step", name, "--run", str(run), "--outcome", str(outcome), "--actor", person(), *arguments],
                 cwd=REPOSITORY,
                 environment={**environment(self.settings), TASK_MARK: task_mark(run, name, shard)},
                 host=self.settings.home / "run",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
-import socket
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +13,7 @@ import typer
 from pipelines import settings as settings_module
 from pipelines.cli.tables import console
 from pipelines.core.access import ROLES, new_key
+from pipelines.core.actors import person
 from pipelines.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def create(
         expires_at=_end(expires),
     )
     key = new_key()
-    created = database.create_key(settings_module.load().database_url("darkroom"), key, grant, actor=_actor())
+    created = database.create_key(settings_module.load().database_url("darkroom"), key, grant, actor=person())
     if as_json:
         typer.echo(json.dumps({**asdict(created), "key": key}, default=str))
         return
@@ -102,7 +101,7 @@ def revoke(
     """End a key. Serving processes refuse it within two seconds."""
     from pipelines.adapters import database
 
-    revoked = database.revoke_key(settings_module.load().database_url("darkroom"), key, actor=_actor())
+    revoked = database.revoke_key(settings_module.load().database_url("darkroom"), key, actor=person())
     typer.echo(f"key {revoked.id} called {revoked.name} is revoked")
 
 
@@ -120,7 +119,3 @@ def _end(text: str) -> datetime | None:
         raise UserError(f"--expires {text!r}: expected hours or days, such as 12h or 90d, or `never`")
     number = int(found[1])
     return datetime.now(UTC) + (timedelta(hours=number) if found[2] == "h" else timedelta(days=number))
-
-
-def _actor() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"

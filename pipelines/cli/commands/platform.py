@@ -8,7 +8,7 @@ import time
 from collections import deque
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 STATUS_HELP = """Show every process of the platform and where to look.
 
 With --json: `processes` (name, pid, state, port, memory in PSS bytes, restarts), `gateway_url`, `airflow_url`,
-`mlflow_url`, `data_docs`, and `phase` (down, starting, ready, stopping, failed).
+`mlflow_url`, `data_docs`, `troubles` (what does not work though every process does), and `phase` (down, starting,
+ready, stopping, failed).
 """
 
 
@@ -103,7 +104,7 @@ def status(
     found = platform.processes(settings)
     last = state.current(settings) or state.read(settings)
     phase = last.phase if last and (found or last.phase == "failed") else "down"
-    table = {
+    table: dict[str, Any] = {
         "phase": phase,
         "processes": [
             {
@@ -113,6 +114,7 @@ def status(
             for one, memory in found
         ],
         "memory": sum(memory for _, memory in found),
+        "troubles": list(last.troubles) if last and found else [],
         "gateway_url": settings.gateway_url,
         "airflow_url": f"http://127.0.0.1:{settings.port('airflow')}",
         "mlflow_url": f"http://127.0.0.1:{settings.port('mlflow')}",
@@ -125,6 +127,8 @@ def status(
     typer.echo(f"platform {phase}, {sum(memory for _, memory in found) / 1e9:.2f} GB (PSS)")
     for key in ("gateway_url", "airflow_url", "mlflow_url", "data_docs"):
         typer.echo(f"  {key:<12} {table[key]}")
+    for trouble in table["troubles"]:
+        typer.echo(trouble, err=True)
     if phase == "failed" and last is not None:
         typer.echo(last.error, err=True)
 

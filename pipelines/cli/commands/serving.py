@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines import settings as settings_module
 from pipelines.cli.tables import console
 from pipelines.core import recipe as recipes
+from pipelines.core.actors import person
 from pipelines.core.errors import NotFound, UserError
 from pipelines.settings import Settings
 
@@ -46,15 +46,15 @@ def promote(
     only then does traffic move. A version that fails changes nothing (exit code 1). `darkroom models` lists versions.
     """
     from pipelines.adapters.packaging import BentoArchives, build_bento
-    from pipelines.adapters.tracking import MlflowRegistry
     from pipelines.cli.execute import storage_of
+    from pipelines.cli.model_registry import AuditedRegistry
     from pipelines.cli.requests import DeploymentRequests
     from pipelines.cli.wiring.serving import spec_of
     from pipelines.core.rollouts import serve
 
     began = time.monotonic()
     settings = settings_module.load()
-    registry = MlflowRegistry(settings)
+    registry = AuditedRegistry(settings, person())
     chosen = _version(registry, model or settings.default_model, version)
     scratch = settings.home / "scratch" / f"promote-{time.time_ns()}"
     try:
@@ -68,7 +68,7 @@ def promote(
     deployed = serve(
         build,
         spec_of(_rollout(settings, chosen.model)),
-        DeploymentRequests(settings),
+        DeploymentRequests(settings, person()),
         registry,
         gateway_url=settings.gateway_url,
         kind="promote",
@@ -82,7 +82,7 @@ def rollback(model: Model = "", as_json: AsJson = False) -> None:
     The very build that served then serves again, so nothing is built. Rolling back twice goes back twice; `darkroom
     promote VERSION` goes anywhere.
     """
-    from pipelines.adapters.tracking import MlflowRegistry
+    from pipelines.cli.model_registry import AuditedRegistry
     from pipelines.cli.requests import DeploymentRequests
     from pipelines.core.rollouts import roll_back
 
@@ -90,8 +90,8 @@ def rollback(model: Model = "", as_json: AsJson = False) -> None:
     settings = settings_module.load()
     deployed = roll_back(
         model or settings.default_model,
-        DeploymentRequests(settings),
-        MlflowRegistry(settings),
+        DeploymentRequests(settings, person()),
+        AuditedRegistry(settings, person()),
         gateway_url=settings.gateway_url,
     )
     _tell(deployed, began, as_json)
@@ -99,47 +99,29 @@ def rollback(model: Model = "", as_json: AsJson = False) -> None:
 
 def deployments(
     model: Annotated[str, typer.Option("--model", help="Only of this model.")] = "",
-    history: Annotated[bool, typer.Option("--history", help="Show the history instead, checked row by row.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Newest so many deployments.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List what served, serves and failed to, newest first.
+    """List what served, serves and failed to, newest first. Who asked for what is in `darkroom audit list`."""
+    from rich.table import Table
 
-    The history holds every promotion, rollback and rejection. Each of its rows carries a hash over the row before;
-    this command checks them all, and fails naming the first row that was changed.
-    """
     from pipelines.adapters import database
 
-    url = settings_module.load().database_url("darkroom")
-    num_rows = database.verify_history(url)
-    events = database.history(url, model or None)
-    found = database.deployments(url, model or None, limit)
+    found = database.deployments(settings_module.load().database_url("darkroom"), model or None, limit)
     if as_json:
-        table = {
-            "deployments": [asdict(one) for one in found],
-            "history": [asdict(one) for one in events],
-            "history_rows_verified": num_rows,
-        }
-        typer.echo(json.dumps(table, indent=1, default=str))
-    elif history:
-        rows = [[str(one.seq), one.at[:19], one.model, one.event, _short(one.detail)] for one in events]
-        _table(f"{num_rows} rows, every hash verified", ["row", "at (UTC)", "model", "event", "detail"], rows)
-    else:
-        _table("", ["id", "model", "version", "kind", "state", "asked (UTC)", "reason"], [_row(one) for one in found])
-
-
-def _short(detail: Mapping[str, Any]) -> str:
-    """What a person looks for; --json has all of it."""
-    return ", ".join(
-        f"{key.replace('_', ' ')} {str(value)[:12] if key.endswith('_digest') else value}"
-        for key, value in detail.items()
-        if key not in ("model", "kind", "bento_key")
-    )
+        typer.echo(json.dumps({"deployments": [asdict(one) for one in found]}, indent=1, default=str))
+        return
+    table = Table()
+    for column in ("id", "model", "version", "kind", "state", "asked (UTC)", "by", "reason"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        table.add_row(*_row(one))
+    console().print(table, markup=False)
 
 
 def _row(one: Deployment) -> list[str]:
     asked = one.requested_at.strftime("%Y-%m-%d %H:%M:%S")
-    return [str(one.id), one.build.model, str(one.build.version), one.kind, one.state, asked, one.reason]
+    return [str(one.id), one.build.model, str(one.build.version), one.kind, one.state, asked, one.actor, one.reason]
 
 
 def _version(registry: ModelRegistry, model: str, text: str) -> ModelVersion:
@@ -168,14 +150,3 @@ def _tell(deployed: Deployed, began: float, as_json: bool) -> None:
         typer.echo(json.dumps({**asdict(deployed), "seconds": seconds}))
         return
     typer.echo(f"{deployed.model} version {deployed.version} serves at {deployed.url} ({seconds:.1f} s)")
-
-
-def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(title=title or None, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)

@@ -68,11 +68,11 @@ def champion_of(settings: Settings, storage: Storage, registry: ModelRegistry, m
 
 
 def _compare(ctx: StepContext) -> Compared:
-    from pipelines.adapters.tracking import MlflowRegistry
+    from pipelines.cli.model_registry import AuditedRegistry
     from pipelines.cli.requests import RolledBack
     from pipelines.steps.compare import compare
 
-    registry = MlflowRegistry(ctx.settings)
+    registry = AuditedRegistry(ctx.settings, ctx.actor)
     compared = compare(
         ctx.one("evaluate").folder / "package",
         ctx.one("snapshot").folder / "manifest.parquet",
@@ -89,7 +89,7 @@ def _compare(ctx: StepContext) -> Compared:
 
 
 def _register(ctx: StepContext) -> Registered:
-    from pipelines.adapters.tracking import MlflowRegistry
+    from pipelines.cli.model_registry import AuditedRegistry
     from pipelines.steps.register import Candidate, register
 
     candidate = Candidate(
@@ -99,7 +99,7 @@ def _register(ctx: StepContext) -> Registered:
         trained=ctx.value("train", Trained),
         compared=ctx.value("compare", Compared),
     )
-    return register(candidate, ctx.recipe, MlflowRegistry(ctx.settings), ctx.storage)
+    return register(candidate, ctx.recipe, AuditedRegistry(ctx.settings, ctx.actor), ctx.storage)
 
 
 def _gate(ctx: StepContext) -> Gated:
@@ -115,7 +115,7 @@ def _gate(ctx: StepContext) -> Gated:
 
 
 def _record_rejection(ctx: StepContext, compared: Compared, registered: Registered) -> None:
-    """One row of the history a run, however often the step is tried."""
+    """One row of the audit log a run, however often the step is tried."""
     from pipelines.adapters import database
 
     url, run = ctx.settings.database_url("darkroom"), str(ctx.run)
@@ -126,9 +126,7 @@ def _record_rejection(ctx: StepContext, compared: Compared, registered: Register
         "verdict": compared.verdict,
         "reason": compared.reason,
     }
-    known = (event for event in database.history(url, registered.model) if event.event == "rejected")
-    if not any(event.detail.get("run") == run for event in known):
-        database.record(url, registered.model, "rejected", detail)
+    database.record_once(url, registered.model, "rejected", detail, ctx.actor, key="run")
 
 
 SPECS: tuple[StepSpec, ...] = (

@@ -41,7 +41,7 @@ def _build_bento(ctx: StepContext) -> Built:
 
 def _deploy(ctx: StepContext) -> Deployed:
     from pipelines.adapters.packaging import BentoArchives
-    from pipelines.adapters.tracking import MlflowRegistry
+    from pipelines.cli.model_registry import AuditedRegistry
     from pipelines.cli.requests import DeploymentRequests
     from pipelines.steps.deploy import deploy
 
@@ -51,8 +51,8 @@ def _deploy(ctx: StepContext) -> Deployed:
         ctx.value("build_bento", Built),
         spec_of(ctx.recipe.rollout),
         BentoArchives(ctx.storage, settings.home / "cache"),
-        DeploymentRequests(settings),
-        MlflowRegistry(settings),
+        DeploymentRequests(settings, ctx.actor),
+        AuditedRegistry(settings, ctx.actor),
         gateway_url=settings.gateway_url,
     )
 
