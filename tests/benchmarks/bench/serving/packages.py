@@ -1,0 +1,82 @@
+"""The models that serve: real packages, made once by the chain's own training and export, and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+
+from bench.harness import progress
+from bench.ours import train_folder
+from bench.photographs import Photographs, arrange
+from pipelines.adapters.quantization import OnnxQuantizer
+from pipelines.core import model_package
+from pipelines.core.errors import NotFound
+from pipelines.core.model_package import Lineage, ModelPackage
+from pipelines.core.recipe import Recipe, from_dict
+from pipelines.core.results import digest_json, sha256_file
+from pipelines.steps.export import export
+
+SIZES = ("small", "large")
+PRECISIONS = ("fp32", "int8")
+_BACKBONES = {"small": "mobilenet_v2", "large": "resnet50"}
+_IMAGES = {"small": 160, "large": 64}
+"""That a model is trained with, once: what it costs to run does not depend on how good it is, and nothing is claimed
+of that. Untrained, its activations would be of sizes that no model has."""
+
+
+def recipe_for(size: str, *, tiny: bool) -> Recipe:
+    """224 px; `tiny` is a few layers at 32 px, for the code's sake."""
+    side = 32 if tiny else 224
+    return from_dict(
+        {
+            "name": f"bench-{size}",
+            "preprocessing": {"height": side, "width": side},
+            "model": {"backbone": "small" if tiny else _BACKBONES[size]},
+            "training": {"epochs": 1, "batch_size": 16, "device": "cpu"},
+            # int8 is measured whether or not a model that has learned so little survives it.
+            "export": {
+                "min_int8_images": 1,
+                "max_int8_disagreement": 1.0,
+                "max_int8_accuracy_loss": 1.0,
+                "num_calibration_images": 16,
+            },
+        }
+    )
+
+
+def package(found: Photographs, folder: Path, size: str, precision: str, *, tiny: bool = False) -> ModelPackage:
+    """The package of that size which serves that variant; made in `folder` where it is not there yet."""
+    recipe = recipe_for(size, tiny=tiny)
+    images = found.limited(_IMAGES[size])
+    names = sorted(f"{one.split}/{one.label}/{one.path.name}" for one in images.files)
+    made = folder / f"{recipe.name}-{digest_json([dataclasses.asdict(recipe), names])[:12]}"
+    try:
+        return model_package.load(made / precision)
+    except NotFound:
+        progress(f"making {made}")
+        shutil.rmtree(made, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            _make(images, recipe, Path(place))
+            (Path(place) / "variants").rename(made)
+        return model_package.load(made / precision)
+
+
+def _make(images: Photographs, recipe: Recipe, work: Path) -> None:
+    """Train, export, and seal a copy of the package for each variant, which differ in nothing but which one serves."""
+    arranged = arrange(images, work / "images")
+    train_folder(arranged, recipe, work / "trained", [])
+    by_digest = {sha256_file(one.path): one.path for one in images.files}
+    lineage = Lineage(snapshot_id="bench", recipe_digest="bench", code_digest="bench", run_id="train_classifier/bench")
+    (work / "out").mkdir()
+    parts = (work / "trained", work / "trained" / "pixels", recipe, lineage, OnnxQuantizer())
+    export(*parts, lambda image_id: by_digest[image_id].read_bytes(), work / "out")
+    exported = model_package.load(work / "out" / "package")
+    for precision in PRECISIONS:
+        copy = work / "variants" / precision
+        shutil.copytree(exported.folder, copy)
+        (copy / model_package.MANIFEST).unlink()
+        description = dataclasses.replace(exported.description, variant=precision)
+        model_package.write(copy, description, exported.preprocessing)
