@@ -32,7 +32,7 @@ MODULES = {
     "latency": "latency",
     "memory": "memory",
     "cold-start": "cold_start",
-    "peers": "peers",
+    "peers": "beside_peers",
 }
 BY_DEFAULT = ("cost", "overhead", "cache", "latency", "memory", "cold-start")
 TINY = {

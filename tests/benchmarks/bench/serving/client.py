@@ -23,14 +23,16 @@ _TIMEOUT_S = 60.0
 
 
 def encoded(image: bytes, encoding: str) -> tuple[str, bytes]:
-    """Content-Type and body: `raw` bytes, a `multipart` form, or `v2` (Open Inference Protocol, JSON)."""
+    """Content-Type and body: `raw` bytes, a `multipart` form, base64 in `json`, or `v2` (Open Inference Protocol)."""
     if encoding == "raw":
         return "image/jpeg", image
-    if encoding == "v2":
-        data = [base64.b64encode(image).decode()]
-        tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": data}
-        tensor["parameters"] = {"content_type": "base64"}
-        return "application/json", json.dumps({"inputs": [tensor]}).encode()
+    if encoding in ("json", "v2"):
+        text = base64.b64encode(image).decode()
+        parameters = {"content_type": "base64"}
+        tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": parameters, "data": [text]}
+        return "application/json", json.dumps(
+            {"image_data": text} if encoding == "json" else {"inputs": [tensor]}
+        ).encode()
     disposition = 'Content-Disposition: form-data; name="image"; filename="image.jpg"'
     head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
     return f"multipart/form-data; boundary={_BOUNDARY}", head + image + f"\r\n--{_BOUNDARY}--\r\n".encode()

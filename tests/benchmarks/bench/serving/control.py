@@ -60,10 +60,18 @@ class BareControl:
 
 @contextlib.contextmanager
 def bare(
-    package: ModelPackage, files: Sequence[Path], *, threads: int, concurrency: int, python: str = sys.executable
+    package: ModelPackage, files: Sequence[Path], *, threads: int, concurrency: int, interpreter: str = sys.executable
 ) -> Iterator[BareControl]:
-    """Ready to work on the files until the end of the block. `python` chooses the environment and so the runtime."""
-    argv = [python, "-m", "bench.serving.bare", str(package.folder), package.variant, str(threads), str(concurrency)]
+    """Ready to work on the files until the end of the block. `interpreter` chooses the environment and so the runtime."""
+    argv = [
+        interpreter,
+        "-m",
+        "bench.serving.bare",
+        str(package.folder),
+        package.variant,
+        str(threads),
+        str(concurrency),
+    ]
     process = subprocess.Popen(argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         control = BareControl(process)

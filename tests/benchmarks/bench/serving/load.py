@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,25 +86,30 @@ class Running:
             "arrivals": None if load.arrivals is None else list(load.arrivals),
             "keep_answers": load.keep_answers,
         }
+        # A file, since a pipe would hold up a client that has much to say and a parent that watches something else.
+        self._outcome = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(_CLIENT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-I", str(_CLIENT)], stdin=subprocess.PIPE, stdout=self._outcome, text=True
         )
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job))
         self._process.stdin.close()
 
-    def alive(self) -> bool:
-        """While it sends; false at the latest when its outcome waits to be read."""
-        return self._process.poll() is None
+    def ended(self, within_s: float) -> bool:
+        """Whether it ends in that time."""
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def finish(self) -> Measurement:
         """Wait for the end. Raises PlatformError where any answer was not 200, or none came."""
-        assert self._process.stdout is not None
-        text = self._process.stdout.read()
         if self._process.wait() != 0:
             raise PlatformError(f"the benchmark's client ended with status {self._process.returncode}; see above")
-        outcome: dict[str, Any] = json.loads(text)
         after = self._server.cpu_s()
+        self._outcome.seek(0)
+        outcome: dict[str, Any] = json.load(self._outcome)
         if outcome["failure"] or not outcome["requests"]:
             why = outcome["failure"] or "no request was answered"
             raise PlatformError(f"{self._server.name}: {why}; statuses {outcome['statuses']}; log: {self._server.log}")
@@ -119,6 +125,7 @@ class Running:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._outcome.close()
 
 
 def send(server: Server, load: Load) -> Measurement:

@@ -39,6 +39,11 @@ class Model:
         image.draft(None, (side, side))
         return resize(image.convert("RGB"), self._spec)
 
+    def probabilities(self, pixels: Pixels) -> np.ndarray:
+        """Of every class, float32 [C]."""
+        found: np.ndarray = self._runtime.run_batch(pixels[None]).probabilities[0]
+        return found
+
     def answer(self, pixels: Pixels) -> dict[str, Any]:
         return self.answers(pixels[None])[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from bench.harness import progress
 from bench.ours import train_folder
 from bench.photographs import Photographs, arrange
+from bench.report import Report, Table
 from pipelines.adapters.quantization import OnnxQuantizer
 from pipelines.core import model_package
 from pipelines.core.errors import NotFound
@@ -44,6 +46,24 @@ def recipe_for(size: str, *, tiny: bool) -> Recipe:
             },
         }
     )
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Section `packages`: every package, made or found. Raises SourceError without photographs."""
+    from bench.serving.stage import stage  # which makes its packages here
+
+    with stage(options) as place:
+        made = [place.package(size, precision) for size in SIZES for precision in PRECISIONS]
+    rows = [[one.name, one.variant, one.digest[:12], _onnx_digest(one)[:12], str(one.folder)] for one in made]
+    columns = ["", "serves", "package", "its ONNX file", "folder"]
+    return Report(
+        figures={f"{one.name}-{one.variant}": {"package": one.digest, "onnx": _onnx_digest(one)} for one in made},
+        tables=[Table(title="trained for a few steps only", columns=columns, rows=rows)],
+    )
+
+
+def _onnx_digest(found: ModelPackage) -> str:
+    return found.files[found.variants[found.variant].file]
 
 
 def package(found: Photographs, folder: Path, size: str, precision: str, *, tiny: bool = False) -> ModelPackage:
