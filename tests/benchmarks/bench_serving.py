@@ -9,7 +9,7 @@
     latency     open loop at 50% and 80% of capacity; pauses of the collector
     memory      growth over --requests, with a control that leaks on purpose
     cold-start  process start to ready, both models, fp32 and int8
-    peers       BentoML, LitServe and MLServer as their vendors say: bench/serving/peers/README.md
+    peers       BentoML, LitServe and MLServer as their vendors say: bench/serving/README.md
 
 By default all but `peers`, which --peers adds.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bench import report
 from bench.harness import MIN_ROUNDS
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=MIN_ROUNDS, help="undisturbed rounds to keep")
     add("--lenient", dest="strict", action="store_false", help="keep disturbed rounds too")
     add("--seconds", type=float, default=5, help="of a turn")
-    add("--connections", type=int, default=4, help="of the closed loops")
+    add("--connections", type=int, default=4, help="of the closed loops; cache and latency have their own")
     add("--threads", type=int, default=1, help="of the model for one batch")
     add("--concurrency", type=int, default=1, help="cost, overhead, peers: batches at once; else a core each")
     add("--header", type=_pair(":"), action="append", default=[], metavar="NAME:VALUE", help="sent with every request")
@@ -89,7 +89,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def _pair(sign: str) -> object:
+def _pair(sign: str) -> Callable[[str], tuple[str, str]]:
     def pair(text: str) -> tuple[str, str]:
         name, found, value = text.partition(sign)
         if not name or not found:

@@ -13,14 +13,18 @@ from bench.serving.servers import Server
 TOLERANCE = 1e-4
 """Of a probability: sums in another order, as a batch of another size makes them."""
 
+MIN_SPREAD = 0.01
+"""Of some class's probability over the images, a hundred times what answers may differ by."""
+
 Probabilities = Sequence[Sequence[float]]
 
 
 def compare(servers: Iterable[Server], load: Load, expected: Probabilities) -> float:
     """The largest difference of a probability from the bare control's.
 
-    Raises RuntimeError where a server is further off than TOLERANCE: nothing may be timed then.
+    Raises RuntimeError where a server is further off than TOLERANCE, or where no server could be: nothing may be timed.
     """
+    _check_that_they_differ(expected)
     once = replace(load, order=range(len(load.files)), seconds=0.0, arrivals=None, keep_answers=True)
     return max(_difference(server, once, expected) for server in servers)
 
@@ -37,6 +41,16 @@ def _difference(server: Server, once: Load, expected: Probabilities) -> float:
             f"({TOLERANCE:g} is allowed): nothing is timed"
         )
     return found[worst]
+
+
+def _check_that_they_differ(expected: Probabilities) -> None:
+    """Raises RuntimeError where all images have the same answer: any other server's would be right too."""
+    spread = max(max(column) - min(column) for column in zip(*expected, strict=True))
+    if spread < MIN_SPREAD:
+        raise RuntimeError(
+            f"the model's probabilities differ by no more than {spread:.3g} over {len(expected)} images: comparing "
+            "answers would show nothing, so nothing is timed"
+        )
 
 
 def difference(answer: Any, expected: Sequence[float]) -> float:

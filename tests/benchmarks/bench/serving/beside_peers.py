@@ -17,7 +17,8 @@ from bench.serving.stage import stage
 
 COST_BAR, THROUGHPUT_BAR = 0.5, 1.3
 CPU_BUILD = "bare, CPU build"
-"""The bare control in a peer's environment, whose onnxruntime is the build without CUDA: shows that both cost the same."""
+"""The bare control in a peer's environment, whose onnxruntime is the build without CUDA: shows whether both cost the
+same."""
 
 
 def run(options: argparse.Namespace) -> Report:

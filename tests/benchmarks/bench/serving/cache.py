@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.harness import bootstrap, progress
 from bench.report import Bar, Report, Table
@@ -18,6 +19,8 @@ from bench.serving.workload import ZipfTrace, shuffled, zipf
 from pipelines.core.cores import num_cores
 
 HIT_BAR_MS, RATE_BAR = 0.5, 1000.0
+CONNECTIONS = 16
+"""Enough that a core is never idle while others wait for the model."""
 REQUESTS_PER_IMAGE = 3
 """Length of the trace by images: at three, 80% repeats leave a catalogue that is mostly asked for, some of it often."""
 
@@ -34,37 +37,30 @@ class Trial:
 def run(options: argparse.Namespace) -> Report:
     """Raises SourceError without photographs, RuntimeError where an image of the second pass was not in memory."""
     with stage(options) as place:
-        trace = zipf(*_size(place), options.repeats)
-        trials = [_trial(place, trace, number) for number in range(options.trials)]
+        files = place.images(0)
+        trace = zipf(len(files), REQUESTS_PER_IMAGE * len(files), options.repeats)
+        trials = [_trial(place, files, trace, number) for number in range(options.trials)]
         notes = place.notes()
-        num_images = len(place.images(0))
-    return _report(trials, trace, num_images, notes)
+    return _report(trials, trace, len(files), notes)
 
 
-def _size(place: Stage) -> tuple[int, int]:
-    """Images and requests: of all photographs there are, since repeats are of few where the catalogue is small."""
-    num_images = len(place.images(0))
-    return num_images, REQUESTS_PER_IMAGE * num_images
-
-
-def _trial(place: Stage, trace: ZipfTrace, number: int) -> Trial:
+def _trial(place: Stage, files: list[Path], trace: ZipfTrace, number: int) -> Trial:
     package = place.package()
     # Every core has a batch, as the platform starts it; the cache holds all answers.
     variables = place.variables(DARKROOM_CONCURRENCY=str(num_cores()))
     with worker(place.bento(package), place.work, variables, name=f"cache {number}") as serving:
-        server, load = serving.server, place.load(place.images(0))
+        server, load = serving.server, dataclasses.replace(place.load(files), connections=CONNECTIONS)
         trace_run = send(server, dataclasses.replace(load, order=trace.order, seconds=0.0))
         hit, miss = metrics.cache_lookups(server)
-        hits = _hits(place, server, sorted(set(trace.order)))
+        hits = _hits(place, server, [files[image] for image in sorted(set(trace.order))])
     progress(f"trial {number + 1}: {trace_run.per_s:,.0f} requests/s, a hit {hits.cpu_ms():.3f} CPU ms")
     return Trial(trace=trace_run, hit_ratio=hit / (hit + miss), hits=hits)
 
 
-def _hits(place: Stage, server: Server, known: Sequence[int]) -> Measurement:
+def _hits(place: Stage, server: Server, files: list[Path]) -> Measurement:
     """Images that are in memory, again and again for one turn. Raises RuntimeError where one was not."""
-    files = [place.images(0)[image] for image in known]
     before = metrics.cache_lookups(server)[1]
-    found = send(server, dataclasses.replace(place.load(files), order=shuffled(len(files), 1)))
+    found = send(server, dataclasses.replace(place.load(files), order=shuffled(len(files), 1), connections=CONNECTIONS))
     missed = metrics.cache_lookups(server)[1] - before
     if missed:
         raise RuntimeError(f"{missed:.0f} images were no longer in the cache: raise DARKROOM_CACHE_BYTES by --env")
@@ -83,8 +79,9 @@ def _report(trials: Sequence[Trial], trace: ZipfTrace, num_images: int, notes: l
         ["the trace", trace_ms.text(digits=3), rate.text(digits=0), f"{ratio.value:.3f}"],
     ]
     title = (
-        f"{len(trace.order):,} requests for {len(set(trace.order)):,} of {num_images:,} photographs, Zipf with exponent "
-        f"{trace.exponent:.3f}: {trace.repeats:.1%} repeats; {num_cores()} cores, {len(trials)} fresh processes"
+        f"{len(trace.order):,} requests for {len(set(trace.order)):,} of {num_images:,} photographs, Zipf with "
+        f"exponent {trace.exponent:.3f}: {trace.repeats:.1%} repeats; {num_cores()} cores, {CONNECTIONS} connections, "
+        f"{len(trials)} fresh processes"
     )
     return Report(
         figures={

@@ -62,7 +62,7 @@ class BareControl:
 def bare(
     package: ModelPackage, files: Sequence[Path], *, threads: int, concurrency: int, interpreter: str = sys.executable
 ) -> Iterator[BareControl]:
-    """Ready to work on the files until the end of the block. `interpreter` chooses the environment and so the runtime."""
+    """Ready to work on the files until the end of the block. `interpreter` chooses the environment: the runtime."""
     argv = [
         interpreter,
         "-m",

@@ -46,8 +46,9 @@ def run(options: argparse.Namespace) -> Report:
         batch = mean_batch(serving.server)
         notes = place.notes()
     notes += [
-        f"cache off, {options.connections} connections; ours computes what waits together, {batch:.2f} images on average",
-        f"answers differ by at most {difference:.1g} of probability; {len(found.rounds.dropped)} disturbed rounds dropped",
+        f"cache off, {options.connections} connections; ours computes together what waits, {batch:.2f} images a batch",
+        f"answers differ by at most {difference:.1g} of probability",
+        f"{len(found.rounds.dropped)} disturbed rounds dropped",
     ]
     return _report(options, found, len(files), notes, {"mean_batch": batch, "max_difference": difference})
 
@@ -85,7 +86,7 @@ def _report(
 ) -> Report:
     ours, envoy = found.share_of_bare("ours"), found.share_of_bare("envoy")
     title = (
-        f"{num_images} photographs, one process, {options.concurrency} × {options.threads} threads, "
+        f"{num_images} photographs, one process, {options.concurrency} x {options.threads} threads, "
         f"{len(found.bare_ms)} rounds of {options.seconds:g} s"
     )
     return Report(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.harness import bootstrap, progress
+from bench.harness import Interval, bootstrap, progress
 from bench.report import Bar, Report, Table
 from bench.serving import workload
 from bench.serving.cost import NO_CACHE
@@ -41,8 +41,8 @@ class Trial:
     """p50, p95, p99."""
     silence_ms: float
     """The longest time without an answer while somebody waited for one."""
-    collection_ms: float
-    """The longest pause of the garbage collector."""
+    collections_ms: Sequence[float]
+    """Every pause of the garbage collector."""
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -83,7 +83,7 @@ def _trial(place: Stage, server: Server, load: Load, log: Path, share: float, ar
         arrivals=arrivals,
         percentiles_ms=(p50, p95, p99),
         silence_ms=longest_silence_ms(found),
-        collection_ms=max(_collections(log)[known:], default=0.0),
+        collections_ms=_collections(log)[known:],
     )
 
 
@@ -99,39 +99,67 @@ def longest_silence_ms(found: Measurement) -> float:
 
 
 def _collections(log: Path) -> list[float]:
-    """Milliseconds of each garbage collection so far."""
-    return [float(line.split()[1]) for line in log.read_text().splitlines()] if log.exists() else []
+    """Milliseconds of each garbage collection so far. Raises RuntimeError where the probe has seen none: starting alone
+    makes some.
+    """
+    lines = log.read_text().splitlines() if log.exists() else []
+    if not lines:
+        raise RuntimeError("the probe saw no garbage collection, not even at the start: its silence would mean nothing")
+    return [float(line.split()[1]) for line in lines]
 
 
 def _report(trials: Sequence[Trial], capacity: float, notes: list[str]) -> Report:
-    rows, figures, bars = [], {}, []
-    for share in SHARES:
-        for arrivals in ARRIVALS:
-            chosen = [one for one in trials if (one.share, one.arrivals) == (share, arrivals)]
-            p50, p95, p99 = (bootstrap([one.percentiles_ms[place] for one in chosen]) for place in range(3))
-            ratio = bootstrap([one.percentiles_ms[2] / one.percentiles_ms[0] for one in chosen])
-            silence, collection = max(one.silence_ms for one in chosen), max(one.collection_ms for one in chosen)
-            name = f"{share:.0%}, {arrivals}"
-            texts = [one.text(digits=1) for one in (p50, p95, p99)]
-            rows.append([name, f"{share * capacity:,.1f}", *texts, f"{silence:.1f}", f"{collection:.2f}"])
-            figures[name] = {
-                "rate": share * capacity,
-                **{key: one.as_json() for key, one in (("p50", p50), ("p95", p95), ("p99", p99), ("ratio", ratio))},
-                "longest_silence_ms": silence,
-                "longest_collection_ms": collection,
-            }
-            if share == SHARES[-1]:
-                bars += [
-                    Bar(what=f"p99 at {name}, ms, upper end", bar=P99_BAR_MS, found=p99.high, at_most=True),
-                    Bar(what=f"p99 to p50 at {name}, upper end", bar=P99_TO_P50_BAR, found=ratio.high, at_most=True),
-                ]
-    pause = max(one.collection_ms for one in trials)
-    bars.append(Bar(what="longest pause of the collector, ms", bar=PAUSE_BAR_MS, found=pause, at_most=True))
-    columns = ["", "requests/s", "p50, ms", "p95, ms", "p99, ms", "longest silence", "longest collection"]
+    groups = {
+        (share, arrivals): [one for one in trials if (one.share, one.arrivals) == (share, arrivals)]
+        for share in SHARES
+        for arrivals in ARRIVALS
+    }
+    pauses = [pause for one in trials for pause in one.collections_ms]
+    bars = [bar for (share, name), chosen in groups.items() if share == SHARES[-1] for bar in _bars(name, chosen)]
+    bars.append(
+        Bar(what="longest pause of the collector, ms", bar=PAUSE_BAR_MS, found=max(pauses, default=0.0), at_most=True)
+    )
+    columns = ["", "requests/s", "p50, ms", "p95, ms", "p99, ms", "longest silence, ms", "collections, longest, ms"]
     title = f"open loop at shares of {capacity:,.1f} requests/s, {num_cores()} cores, client included"
+    rows = [_row(f"{share:.0%}, {name}", share * capacity, chosen) for (share, name), chosen in groups.items()]
+    figures = {f"{share:.0%}, {name}": _figures(share * capacity, chosen) for (share, name), chosen in groups.items()}
     return Report(
         figures={"capacity": capacity, "loads": figures},
         tables=[Table(title=title, columns=columns, rows=rows)],
         bars=bars,
         notes=[*notes, "cache off; latency counts from when a request was due"],
     )
+
+
+def _percentile(chosen: Sequence[Trial], place: int) -> Interval:
+    return bootstrap([one.percentiles_ms[place] for one in chosen])
+
+
+def _p99_to_p50(chosen: Sequence[Trial]) -> Interval:
+    return bootstrap([one.percentiles_ms[2] / one.percentiles_ms[0] for one in chosen])
+
+
+def _bars(arrivals: str, chosen: Sequence[Trial]) -> list[Bar]:
+    p99, ratio = _percentile(chosen, 2).high, _p99_to_p50(chosen).high
+    name = f"{chosen[0].share:.0%}, {arrivals}"
+    return [
+        Bar(what=f"p99 at {name}, ms, upper end", bar=P99_BAR_MS, found=p99, at_most=True),
+        Bar(what=f"p99 to p50 at {name}, upper end", bar=P99_TO_P50_BAR, found=ratio, at_most=True),
+    ]
+
+
+def _row(name: str, rate: float, chosen: Sequence[Trial]) -> list[str]:
+    pauses = [pause for one in chosen for pause in one.collections_ms]
+    silence = max(one.silence_ms for one in chosen)
+    texts = [_percentile(chosen, place).text(digits=1) for place in range(3)]
+    return [name, f"{rate:,.1f}", *texts, f"{silence:.1f}", f"{len(pauses)}, {max(pauses, default=0.0):.2f}"]
+
+
+def _figures(rate: float, chosen: Sequence[Trial]) -> dict[str, object]:
+    return {
+        "rate": rate,
+        **{name: _percentile(chosen, place).as_json() for place, name in enumerate(("p50_ms", "p95_ms", "p99_ms"))},
+        "p99_to_p50": _p99_to_p50(chosen).as_json(),
+        "longest_silence_ms": max(one.silence_ms for one in chosen),
+        "collections_ms": [pause for one in chosen for pause in one.collections_ms],
+    }

@@ -87,7 +87,7 @@ class Running:
             "keep_answers": load.keep_answers,
         }
         # A file, since a pipe would hold up a client that has much to say and a parent that watches something else.
-        self._outcome = tempfile.TemporaryFile("w+")
+        self._outcome = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop()
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(_CLIENT)], stdin=subprocess.PIPE, stdout=self._outcome, text=True
         )

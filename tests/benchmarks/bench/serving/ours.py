@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from bench.serving.servers import Command, Server, started
@@ -75,7 +75,7 @@ def _environment(bento: Path, work: Path, variables: Mapping[str, str], probe: P
 
 @contextlib.contextmanager
 def behind_envoy(serving: Worker, model: str, work: Path) -> Iterator[Server]:
-    """The same process behind the platform's own configuration of Envoy. Raises PlatformError where it does not answer."""
+    """The same process behind Envoy as the platform configures it. Raises PlatformError where that does not answer."""
     home = work / "gateway"
     home.mkdir()
     (home / "ports.json").write_text(json.dumps({service: free_port() for service in DEFAULT_PORTS}))
@@ -100,8 +100,7 @@ def behind_envoy(serving: Worker, model: str, work: Path) -> Iterator[Server]:
         process.stop(10)
 
 
-def _wait(condition: object, log: Path) -> None:
-    assert callable(condition)
+def _wait(condition: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + _GATEWAY_S
     while not condition():
         if time.monotonic() > deadline:

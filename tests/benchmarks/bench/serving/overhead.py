@@ -62,7 +62,7 @@ def _report(found: Comparison, variants: Mapping[str, Mapping[str, str]], notes:
         f"{name}: {', '.join(f'{key}={value}' for key, value in set_.items())}" for name, set_ in variants.items()
     ]
     return Report(
-        figures={**found.as_json(), "variants": {name: dict(set_) for name, set_ in variants.items()}},
+        figures={**found.as_json(), "variants": {name: dict(chosen) for name, chosen in variants.items()}},
         tables=[Table(title=f"{len(found.bare_ms)} rounds", columns=COLUMNS, rows=found.rows())],
         bars=bars,
         notes=[*notes, *described, f"{len(found.rounds.dropped)} disturbed rounds dropped"],

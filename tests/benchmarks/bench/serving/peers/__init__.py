@@ -1,1 +1,1 @@
-"""Other servers of the same model, each in an environment of its own: see README.md."""
+"""Other servers of the same model, each in an environment of its own."""

@@ -19,10 +19,10 @@ _SAME = {"onnxruntime": "onnxruntime-gpu", "numpy": "numpy", "pillow": "pillow"}
 def python(peer: str, kept: Path) -> Path:
     """Its interpreter; the environment is made below `kept` where it is not there yet.
 
-    Raises UserError where its list would measure another runtime than ours, PlatformError where it cannot be installed.
+    Raises what `check` raises, and PlatformError where it cannot be installed.
     """
-    requirements = _FOLDER / f"{peer}.txt"
-    _check(requirements)
+    requirements = _list(peer)
+    check(peer)
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
     folder = kept / "peers" / f"{peer}-{digest}"
     made = folder / "complete"
@@ -34,14 +34,20 @@ def python(peer: str, kept: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def _check(requirements: Path) -> None:
+def _list(peer: str) -> Path:
+    return _FOLDER / f"{peer}.txt"
+
+
+def check(peer: str) -> None:
+    """Raises UserError where its list would measure another runtime, or other decoding, than ours."""
+    requirements = _list(peer)
     pins = dict(line.split("==") for line in requirements.read_text().splitlines() if "==" in line)
     for name, here in _SAME.items():
         version = importlib.metadata.version(here)
         if pins.get(name) != version:
             raise UserError(
-                f"{requirements}: {name}=={pins.get(name)}, and {version} serves here; set it to that to measure servers "
-                "and not runtimes"
+                f"{requirements}: {name}=={pins.get(name)}, and {version} serves here; set it to that, to measure "
+                "servers and not runtimes"
             )
 
 
