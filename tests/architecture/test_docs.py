@@ -16,6 +16,7 @@ PAGES = (
     "feature_repo/README.md",
     "infra/envoy/README.md",
     "pipelines/training/README.md",
+    "tests/benchmarks/bench/serving/README.md",
 )
 
 

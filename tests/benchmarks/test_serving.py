@@ -63,7 +63,7 @@ def test_overhead_has_a_variant_of_ones_own(run: Any) -> None:
 
 def test_a_trace_is_answered_from_memory_as_far_as_it_repeats(run: Any) -> None:
     found = run("--section", "cache")["cache"]
-    # Images under way at the same time are all computed, so that a short trace hits a little less often than it repeats.
+    # Images under way at the same time are all computed, so a short trace hits less often than it repeats.
     assert found["repeats"] - 0.2 <= found["hit_ratio"]["value"] <= found["repeats"]
     assert found["hit_cpu_ms"]["value"] < found["trace_cpu_ms"]["value"]
 
