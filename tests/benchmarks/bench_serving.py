@@ -20,6 +20,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from bench import report
 from bench.harness import MIN_ROUNDS
@@ -68,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--connections", type=int, default=4, help="of the closed loops; cache and latency have their own")
     add("--threads", type=int, default=1, help="of the model for one batch")
     add("--concurrency", type=int, default=1, help="cost, overhead, peers: batches at once; else a core each")
-    add("--header", type=_pair(":"), action="append", default=[], metavar="NAME:VALUE", help="sent with every request")
+    add("--header", type=_header, action="append", default=[], metavar="NAME:VALUE", help="sent; @FILE has the value")
     add("--env", type=_pair("="), action="append", default=[], metavar="NAME=VALUE", help="for our worker")
     add("--variant", type=_variant, action="append", default=[], metavar="NAME:A=B,C=D", help="overhead: one more")
     add("--trials", type=int, default=5, help="cache, latency: repetitions")
@@ -85,7 +86,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.tiny:
         vars(options).update(TINY)
     options.header, options.env = dict(options.header), dict(options.env)
-    options.section = options.section or [*BY_DEFAULT, *(["peers"] if options.peers else [])]
+    options.section = options.section or list(BY_DEFAULT)
+    if options.peers and "peers" not in options.section:
+        options.section.append("peers")
     return options
 
 
@@ -97,6 +100,17 @@ def _pair(sign: str) -> Callable[[str], tuple[str, str]]:
         return name.strip(), value.strip()
 
     return pair
+
+
+def _header(text: str) -> tuple[str, str]:
+    """A value that begins with @ names the file that has it: command lines are no place for a token."""
+    name, value = _pair(":")(text)
+    if not value.startswith("@"):
+        return name, value
+    try:
+        return name, Path(value[1:]).read_text().strip()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{value[1:]}: not readable ({error.strerror})") from error
 
 
 def _variant(text: str) -> tuple[str, dict[str, str]]:

@@ -14,7 +14,7 @@ import pytest
 from bench import photographs, process_tree
 from bench.memory import Sample
 from bench.photographs import Photographs
-from bench.serving import answers, workload
+from bench.serving import answers, client, workload
 from bench.serving.latency import longest_silence_ms
 from bench.serving.load import Load, Measurement, send
 from bench.serving.memory import growth_bytes
@@ -48,7 +48,7 @@ def run(images: Photographs, work: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_cost_stands_beside_bare_plain_and_envoy(run: Any) -> None:
-    found = run("--section", "cost", "--header", "Authorization: Bearer nobody")["cost"]
+    found = run("--section", "cost")["cost"]
     assert set(found["servers"]) == {"plain", "ours", "envoy"}
     assert set(found["servers"]["envoy"]["cpu_ms_by_part"]) == {"worker", "envoy"}
     assert len(found["bare_cpu_ms"]["each"]) == found["rounds"] == 2
@@ -74,6 +74,12 @@ def test_latency_memory_and_cold_starts(run: Any) -> None:
     leaking = found["memory"]["leaking on purpose"]["growth_from_the_middle_bytes"]
     assert leaking > 20_000_000 > found["memory"]["ours"]["growth_from_the_middle_bytes"]
     assert {"small fp32", "small int8", "large fp32", "large int8"} < found["cold-start"].keys()
+
+
+def test_peers_are_measured_only_where_they_are_asked_for() -> None:
+    assert "peers" not in bench_serving.parse([]).section
+    assert bench_serving.parse(["--peers"]).section == [*bench_serving.BY_DEFAULT, "peers"]
+    assert bench_serving.parse(["--peers", "--section", "cost"]).section == ["cost", "peers"]
 
 
 def test_too_few_photographs_are_refused(images: Photographs) -> None:
@@ -113,6 +119,16 @@ def test_wrong_answers_are_seen() -> None:
 def test_a_model_that_answers_always_the_same_proves_no_server_right() -> None:
     with pytest.raises(RuntimeError, match="comparing answers would show nothing"):
         answers.compare([], Load(files=[], order=[], connections=1), [[0.3, 0.7], [0.3, 0.7]])
+
+
+def test_a_header_goes_out_with_every_request_and_may_lie_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("Bearer mine\n")
+    options = bench_serving.parse(["--header", f"Authorization:@{tmp_path / 'token'}", "--header", "X-Request-ID: a:b"])
+    assert options.header == {"Authorization": "Bearer mine", "X-Request-ID": "a:b"}
+    job = {"port": 1, "path": "/v1/classify", "encoding": "raw", "headers": options.header}
+    head, _, body = client.request(job, b"image").partition(b"\r\n\r\n")
+    assert {b"Authorization: Bearer mine", b"X-Request-ID: a:b", b"Content-Length: 5"} <= set(head.split(b"\r\n"))
+    assert body == b"image"
 
 
 def test_a_server_that_refuses_gives_no_figure(images: Photographs, tmp_path: Path) -> None:

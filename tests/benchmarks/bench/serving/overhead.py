@@ -59,7 +59,7 @@ def _report(found: Comparison, variants: Mapping[str, Mapping[str, str]], notes:
         for name in variants
     ]
     described = [
-        f"{name}: {', '.join(f'{key}={value}' for key, value in set_.items())}" for name, set_ in variants.items()
+        f"{name}: {', '.join(f'{key}={value}' for key, value in chosen.items())}" for name, chosen in variants.items()
     ]
     return Report(
         figures={**found.as_json(), "variants": {name: dict(chosen) for name, chosen in variants.items()}},

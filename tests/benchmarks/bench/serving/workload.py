@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.photographs import Photographs
 from pipelines.core.errors import SourceError
@@ -68,9 +69,10 @@ def zipf(num_images: int, length: int, repeats: float, seed: int = 0) -> ZipfTra
     return ZipfTrace(order=order, exponent=low, repeats=1 - len(set(order)) / length)
 
 
-def _popularity(num_images: int, exponent: float) -> np.ndarray:
+def _popularity(num_images: int, exponent: float) -> NDArray[np.float64]:
     weights = np.arange(1, num_images + 1, dtype=np.float64) ** -exponent
-    return weights / weights.sum()
+    popularity: NDArray[np.float64] = weights / weights.sum()
+    return popularity
 
 
 def _expected_repeats(num_images: int, length: int, exponent: float) -> float:

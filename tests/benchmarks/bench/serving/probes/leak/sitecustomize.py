@@ -17,7 +17,7 @@ def _leak(num_bytes: int) -> None:
         kept.append(bytearray(b"x" * num_bytes))
         return read(self)
 
-    Request.stream = stream  # type: ignore[method-assign]
+    Request.stream = stream  # type: ignore[method-assign, assignment]
 
 
 if "BENCH_LEAK" in os.environ:
