@@ -9,7 +9,7 @@ name_option = $(if $(NAME),--name "$(NAME)")
 section_option = $(foreach one,$(SECTION),--section $(one))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run up down status test test-all lint format bench-pipeline bench-ingest bench-loading bench-training
+.PHONY: help install run up down status test test-all lint format bench-pipeline bench-ingest bench-loading bench-training bench-serving
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -57,3 +57,7 @@ bench-loading: install ## images/s from DATA=photographs, and memory (SECTION=on
 bench-training: install ## training beside its controls (SECTION=, DATA=, SEEDS=, MINUTES=, AIRBENCH=; OPTIONS=--help)
 	@$(BIN)/python tests/benchmarks/bench_training.py $(data_option) $(section_option) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(AIRBENCH),--airbench "$(AIRBENCH)") $(OPTIONS) $(if $(JSON),--json)
+
+bench-serving: install ## serving beside its controls (SECTION=, DATA=photographs, PEERS=1; OPTIONS=--help)
+	@$(BIN)/python tests/benchmarks/bench_serving.py $(data_option) $(section_option) $(if $(PEERS),--peers) $(OPTIONS) \
+		$(if $(JSON),--json)

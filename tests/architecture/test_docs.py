@@ -17,6 +17,7 @@ PAGES = (
     "infra/envoy/README.md",
     "pipelines/adapters/database/README.md",
     "pipelines/training/README.md",
+    "tests/benchmarks/bench/serving/README.md",
 )
 
 

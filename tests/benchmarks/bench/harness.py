@@ -49,6 +49,8 @@ class Rounds:
     controls: Sequence[tuple[float, float]]
     dropped: Sequence[str] = field(default_factory=tuple)
     """Why each dropped round was dropped."""
+    kept: Sequence[int] = field(default_factory=tuple)
+    """Numbers of the kept rounds, from 0, for whoever noted more than a rate in each."""
 
     def rate(self, name: str) -> Interval:
         return bootstrap(self.rates[name])
@@ -78,6 +80,7 @@ def interleave(
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     controls: list[tuple[float, float]] = []
     dropped: list[str] = []
+    kept: list[int] = []
     for number in range(3 * rounds):
         if len(controls) == rounds:
             break
@@ -92,12 +95,13 @@ def interleave(
         if why:
             dropped.append(why)
             continue
+        kept.append(number)
         controls.append((first, last))
         for name, rate in found.items():
             rates[name].append(rate)
     if len(controls) < min(2, rounds):
         raise RuntimeError(f"{len(dropped)} rounds and no two undisturbed ones: {dropped[-1]}")
-    return Rounds(rates=rates, controls=controls, dropped=tuple(dropped))
+    return Rounds(rates=rates, controls=controls, dropped=tuple(dropped), kept=tuple(kept))
 
 
 def _disturbed(first: float, last: float, steal: float) -> str:

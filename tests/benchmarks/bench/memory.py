@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.process_tree import below
+
 TOLERANCE_BYTES = 8_000_000
 TOLERANCE_SHARE = 0.01
 
@@ -22,21 +24,9 @@ class Sample:
 
 def sample(step: int, pid: int | str = "self") -> Sample:
     """PSS and RSS of a process and everything below it. Zeros for one that has ended."""
-    pids = [str(pid), *_below(pid)]
+    pids = [str(pid), *below(pid)]
     pss = sum(_field(one, "smaps_rollup", "Pss:") for one in pids)
     return Sample(step=step, pss_bytes=pss, rss_bytes=sum(_field(one, "status", "VmRSS:") for one in pids))
-
-
-def _below(pid: int | str) -> list[str]:
-    found: list[str] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = path.read_text().split()
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *_below(child)]
-    return found
 
 
 def _field(pid: str, file: str, name: str) -> int:
