@@ -30,6 +30,7 @@ _ORDER = (
     "training",
     "adapters",
     "bentos",
+    "attacks",
     "dags",
     "e2e",
     "benchmarks",

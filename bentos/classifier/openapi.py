@@ -17,6 +17,7 @@ Table = dict[str, Any]
 _REFUSALS = {
     400: "The request is wrong: body, form or query.",
     404: "Another model's name or version.",
+    408: "The body did not arrive in time.",
     413: "More bytes or pixels than are taken.",
     415: "Not an image of a format that is taken (JPEG, PNG, WebP, BMP, GIF), or a body in an unknown encoding.",
     422: "An image that is truncated or corrupt.",
@@ -73,7 +74,7 @@ def _classify(name: str) -> Table:
         "requestBody": _one_image(),
         "responses": {
             "200": _json("Most probable first.", "Classification"),
-            **_refusals(400, 404, 413, 415, 422, 503),
+            **_refusals(400, 404, 408, 413, 415, 422, 503),
         },
     }
 
@@ -83,7 +84,7 @@ def _embed(name: str) -> Table:
         "operationId": name,
         "summary": "The embedding of one image.",
         "requestBody": _one_image(),
-        "responses": {"200": _json("A point.", "Embedding"), **_refusals(400, 404, 413, 415, 422, 503)},
+        "responses": {"200": _json("A point.", "Embedding"), **_refusals(400, 404, 408, 413, 415, 422, 503)},
     }
 
 
@@ -100,7 +101,7 @@ def _batch(name: str) -> Table:
         },
         "responses": {
             "200": {"description": "Lines of BatchLine.", "content": lines},
-            **_refusals(400, 404, 413, 503),
+            **_refusals(400, 404, 408, 413, 503),
         },
     }
 
@@ -121,7 +122,7 @@ def _infer(image: str) -> Table:
                     "application/octet-stream": {"schema": _BYTES},
                 },
             },
-            **_refusals(400, 404, 413, 415, 422, 503),
+            **_refusals(400, 404, 408, 413, 415, 422, 503),
         },
     }
 

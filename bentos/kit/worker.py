@@ -7,14 +7,19 @@ have a supervisor; this runs the worker that BentoML would start (a private modu
 from __future__ import annotations
 
 import argparse
+import functools
 import socket
 import sys
 from collections.abc import Sequence
 
-from bentos.kit.settings import give_to_service
+from bentos.kit.settings import give_to_service, max_body_bytes
 
 KEEP_ALIVE_S = 60
 """Longer than Envoy keeps an idle connection to us, so that it is never us who close one under a request."""
+
+FRAME_SLACK_BYTES = 1024**2
+"""A frame that is a little too large is told so by the service, after the answers to those before it; a larger one ends
+the connection before it is read."""
 
 PORT_TAKEN = 75
 """Exit status: the port was somebody else's; another one may do (EX_TEMPFAIL)."""
@@ -32,6 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from _bentoml_impl.worker.service import main as serve
 
+    _bound_streams()
     give_to_service(host=options.host, grpc_port=options.grpc_port, drain_timeout_s=options.drain_timeout)
     # Bound, not yet listening: connections are refused until the model is loaded and proved.
     listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
@@ -48,6 +54,20 @@ def main(arguments: Sequence[str]) -> None:
             *("--timeout-keep-alive", str(KEEP_ALIVE_S)),
             *("--timeout-graceful-shutdown", str(options.drain_timeout)),
         ]
+    )
+
+
+def _bound_streams() -> None:
+    """Have uvicorn, which BentoML starts without a word on WebSockets, speak them within our limits."""
+    import uvicorn
+
+    uvicorn.Config = functools.partial(  # type: ignore[misc, assignment]
+        uvicorn.Config,
+        # By name: BentoML silences every logger that is there before it sets up its own.
+        ws="bentos.kit.frames:BoundedFrames",
+        ws_max_size=max_body_bytes() + FRAME_SLACK_BYTES,
+        # Images are compressed already, and what unpacks to a thousand times its size is an attack.
+        ws_per_message_deflate=False,
     )
 
 

@@ -22,6 +22,7 @@ from pipelines.adapters.packaging import BentoArchives, build_bento
 from pipelines.core import model_package
 from pipelines.core.deployments import Build, Deployment, ServingSpec
 from pipelines.core.storage import open_storage
+from pipelines.local import certificates
 from pipelines.local.deployments import Reconciler
 from pipelines.local.process import ManagedProcess, environment
 from pipelines.settings import Settings
@@ -61,6 +62,7 @@ def serving(settings: Settings) -> Iterator[Reconciler]:
     """Envoy and a reconciler, until the block ends."""
     url = settings.database_url("darkroom")
     database.migrate(url)
+    certificates.ensure(settings)
     write_initial(settings)
     envoy = ManagedProcess("envoy", envoy_argv(settings), environment(settings), settings.home / "logs" / "envoy.log")
     envoy.start()
