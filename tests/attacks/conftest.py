@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import settings_under
 from example_packages import write_package
 from front_door import Door, front_door
+from homes import settings_under
 
 from pipelines.adapters.packaging import build_bento
 from pipelines.core.limits import MAX_BODY_BYTES
 from pipelines.core.model_package import ModelPackage
-from pipelines.settings import Settings
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,6 @@ def bento(package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def door(bento: Path, package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    settings: Settings = settings_under(tmp_path_factory.mktemp("door") / "home")
+    settings = replace(settings_under(tmp_path_factory.mktemp("door") / "home"), default_model="colours")
     with front_door(settings, bento, package, DARKROOM_MAX_BODY_BYTES=str(MAX_BODY_BYTES)) as found:
         yield found
