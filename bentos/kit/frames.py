@@ -12,9 +12,9 @@ from typing import Any
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode
 
-from bentos.kit.bodies import READ_TIMEOUT_S
 from bentos.kit.budget import IN_FLIGHT
 from bentos.kit.errors import Overloaded
+from pipelines.core.limits import BODY_TIMEOUT_S
 
 _MAX_FRAGMENTS = 4096
 """Of one message: an empty one costs a client 6 bytes and us as many, without end."""
@@ -47,7 +47,7 @@ class BoundedFrames(WebSocketsSansIOProtocol):
         if not unfinished:
             self._stop_waiting()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(READ_TIMEOUT_S, self._check_slowness)
+            self._deadline = self.loop.call_later(BODY_TIMEOUT_S, self._check_slowness)
 
     def send_receive_event_to_app(self) -> None:
         self._unread += sum(map(len, self.frames))
@@ -67,9 +67,9 @@ class BoundedFrames(WebSocketsSansIOProtocol):
     def _check_slowness(self) -> None:
         self._deadline = None
         if self.read_paused:  # it is we who do not read
-            self._deadline = self.loop.call_later(READ_TIMEOUT_S, self._check_slowness)
+            self._deadline = self.loop.call_later(BODY_TIMEOUT_S, self._check_slowness)
         elif not (self.close_sent or self.disconnected):
-            self._fail(CloseCode.POLICY_VIOLATION, f"a message did not arrive within {READ_TIMEOUT_S:g} s")
+            self._fail(CloseCode.POLICY_VIOLATION, f"a message did not arrive within {BODY_TIMEOUT_S:g} s")
 
     def _fail(self, code: CloseCode, reason: str) -> None:
         self._release()
