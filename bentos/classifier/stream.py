@@ -21,7 +21,7 @@ from bentos.kit.telemetry import CANCELLED, STREAMS, accepted_request_id, count
 ROUTE = "stream"
 _AHEAD = 4
 """Images of one connection that are worked on or wait for the answers before them."""
-_UNSUPPORTED, _TOO_BIG, _ENDING = 1003, 1009, 1001
+_UNSUPPORTED, _TOO_BIG, _ENDING, _RESTART = 1003, 1009, 1001, 1012
 _OURS = 4000
 """Plus the status that HTTP would have: codes from here on are for applications."""
 
@@ -90,6 +90,8 @@ async def _frame(socket: WebSocket, max_bytes: int) -> bytes | None:
     """The next image; None where the stream is over. Raises _Unfit."""
     message = await socket.receive()
     if message["type"] != "websocket.receive":
+        if message.get("code") == _RESTART:
+            raise _Unfit(_RESTART, "the process is ending; connect again")
         return None
     data = message.get("bytes")
     if data is None:

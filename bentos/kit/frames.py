@@ -60,6 +60,20 @@ class BoundedFrames(WebSocketsSansIOProtocol):
             self._unread -= len(message.get("bytes") or message.get("text") or b"")
         return message
 
+    def shutdown(self) -> None:
+        """The process ends: nothing more is read, and what is here already is answered before the connection closes.
+
+        uvicorn would close at once.
+        """
+        if not self.handshake_complete or self.close_sent or self.disconnected:
+            super().shutdown()
+            return
+        self.stop_keepalive()
+        self._stop_waiting()
+        self.read_paused = True
+        self.transport.pause_reading()
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.SERVICE_RESTART})
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._release()
         super().connection_lost(exc)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import psycopg
-from example_packages import COLOURS, coloured, onnx_model, write_package
+from example_packages import COLOURS, SIDE, coloured, onnx_model, write_package
 
 from pipelines.adapters import database
 from pipelines.adapters.gateway import Gateway, envoy_argv, write_initial
@@ -117,6 +117,8 @@ class Load:
 
     port: int
     path: str
+    side: int = SIDE
+    """Of the images; from 400 on they are larger than what the gateway keeps to send again."""
     failures: list[str] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
     num_answers: int = 0
@@ -137,7 +139,7 @@ class Load:
     def _work(self, seed: int) -> None:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         expected = COLOURS[seed % 3]
-        image = coloured(expected, seed)
+        image = coloured(expected, seed, self.side)
         while not self._stop.is_set():
             try:
                 connection.request("POST", self.path, image)
