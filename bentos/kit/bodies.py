@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from bentos.kit.budget import IN_FLIGHT
+from bentos.kit.budget import IN_FLIGHT, Share
 from bentos.kit.errors import RequestRefused
 from pipelines.core.limits import BODY_TIMEOUT_S
 
@@ -38,44 +38,56 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     check_declared(request, max_bytes)
     chunks: list[bytes] = []
     size = 0
-    try:
-        with IN_FLIGHT.growing() as share:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+    deadline = asyncio.timeout(READ_TIMEOUT_S)
+    with IN_FLIGHT.growing(lambda: deadline.reschedule(0)) as share:
+        try:
+            async with deadline:
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > max_bytes:
                         raise too_large(max_bytes)
                     share.grow(len(chunk))
                     chunks.append(chunk)
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    except ClientDisconnect as error:
-        raise RequestRefused(400, "body_cut_off", "the connection ended before the body did") from error
-    except TimeoutError as error:
-        raise _too_slow() from error
+        except (ClientDisconnect, TimeoutError) as error:
+            share.check()
+            raise _unfinished(error) from error
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def chunks_of(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """A body that may take long, as it comes. Raises RequestRefused where it is too large, too slow or cut off."""
+async def chunks_of(request: Request, max_bytes: int) -> AsyncIterator[tuple[bytes, Share]]:
+    """A body that may take long, as it comes, and its place among all others: who has done with a part makes it smaller.
+
+    Raises RequestRefused where it is too large, too slow or cut off, Overloaded where too many others arrive.
+    """
     check_declared(request, max_bytes)
     arriving = aiter(request.stream())
     clock = asyncio.get_running_loop().time
     size, waited_s = 0, 0.0
-    try:
+    waiting: asyncio.Timeout | None = None
+
+    def give_up() -> None:
+        if waiting is not None:
+            waiting.reschedule(0)
+
+    with IN_FLIGHT.growing(give_up) as share:
         while True:
             began = clock()
-            async with asyncio.timeout(READ_TIMEOUT_S + size / _MIN_BYTES_PER_S - waited_s):
-                chunk = await anext(arriving, None)
+            try:
+                async with asyncio.timeout(READ_TIMEOUT_S + size / _MIN_BYTES_PER_S - waited_s) as waiting:
+                    chunk = await anext(arriving, None)
+            except (ClientDisconnect, TimeoutError) as error:
+                share.check()
+                raise _unfinished(error) from error
+            finally:
+                waiting = None
             if chunk is None:
                 return
             waited_s += clock() - began
             size += len(chunk)
             if size > max_bytes:
                 raise too_large(max_bytes)
-            yield chunk
-    except ClientDisconnect as error:
-        raise RequestRefused(400, "body_cut_off", "the connection ended before the body did") from error
-    except TimeoutError as error:
-        raise _too_slow() from error
+            share.grow(len(chunk))
+            yield chunk, share
 
 
 def check_declared(request: Request, max_bytes: int) -> None:
@@ -89,7 +101,9 @@ def too_large(max_bytes: int) -> RequestRefused:
     return RequestRefused(413, "too_many_bytes", f"the body is larger than {max_bytes:,} bytes")
 
 
-def _too_slow() -> RequestRefused:
+def _unfinished(error: ClientDisconnect | TimeoutError) -> RequestRefused:
+    if isinstance(error, ClientDisconnect):
+        return RequestRefused(400, "body_cut_off", "the connection ended before the body did")
     return RequestRefused(408, "too_slow", f"the body did not arrive within {READ_TIMEOUT_S:g} s")
 
 

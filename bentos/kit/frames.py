@@ -25,7 +25,7 @@ class BoundedFrames(WebSocketsSansIOProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._share = IN_FLIGHT.growing()
+        self._share = IN_FLIGHT.growing(self._refuse)
         self._unread = 0
         """Bytes of messages that are complete and that the service has not taken yet."""
         self._deadline: asyncio.TimerHandle | None = None
@@ -42,7 +42,7 @@ class BoundedFrames(WebSocketsSansIOProtocol):
         try:
             self._share.grow_to(unfinished + self._unread)
         except Overloaded:
-            self._fail(CloseCode.TRY_AGAIN_LATER, "too many images are arriving")
+            self._refuse()
             return
         if not unfinished:
             self._stop_waiting()
@@ -76,6 +76,7 @@ class BoundedFrames(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._release()
+        self._share.close()
         super().connection_lost(exc)
 
     def _check_slowness(self) -> None:
@@ -84,6 +85,9 @@ class BoundedFrames(WebSocketsSansIOProtocol):
             self._deadline = self.loop.call_later(BODY_TIMEOUT_S, self._check_slowness)
         elif not (self.close_sent or self.disconnected):
             self._fail(CloseCode.POLICY_VIOLATION, f"a message did not arrive within {BODY_TIMEOUT_S:g} s")
+
+    def _refuse(self) -> None:
+        self._fail(CloseCode.TRY_AGAIN_LATER, "too many images are arriving")
 
     def _fail(self, code: CloseCode, reason: str) -> None:
         self._release()

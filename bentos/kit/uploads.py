@@ -12,7 +12,6 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from bentos.kit.bodies import check_declared, chunks_of
-from bentos.kit.budget import IN_FLIGHT
 from bentos.kit.errors import RequestRefused
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -47,12 +46,10 @@ async def uploads(request: Request, *, max_file_bytes: int, max_bytes: int) -> A
     """
     check_declared(request, max_bytes)
     parser = _parser(request.headers.get("content-type", ""), max_file_bytes)
-    with IN_FLIGHT.growing() as unfinished:
-        async for chunk in chunks_of(request, max_bytes):
-            unfinished.grow(len(chunk))
-            for upload in parser.feed(chunk):
-                unfinished.resize(0)  # what is left of the chunk counts with the next one
-                yield upload
+    async for chunk, unfinished in chunks_of(request, max_bytes):
+        for upload in parser.feed(chunk):
+            unfinished.resize(0)  # what is left of the chunk is less than the next one
+            yield upload
     parser.finish()
 
 
