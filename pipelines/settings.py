@@ -5,6 +5,7 @@ Only the standard library is imported, since every step's start and every parse 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pipelines.core.errors import UserError
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Preferred ports of the local platform; one that is taken is replaced by the next free one and kept in ports.json.
-DEFAULT_PORTS = {"airflow": 8081, "mlflow": 8082, "envoy_admin": 8083, "postgres": 8084}
+DEFAULT_PORTS = {"airflow": 8081, "mlflow": 8082, "envoy_admin": 8083, "postgres": 8084, "gateway_tls": 8443}
 DEFAULT_GATEWAY_PORT = 8080
 DATABASES = ("airflow", "mlflow", "feast", "darkroom")
 PLATFORM_KEY = "platform-key"
@@ -36,15 +37,20 @@ class Settings:
     s3_endpoint_url: str | None
     """Another S3 than Amazon's."""
     gateway_port: int
-    """Envoy's listener on 127.0.0.1."""
+    """Envoy's listener for plain HTTP, on 127.0.0.1 whatever `gateway_host` says."""
     default_model: str
     """The recipe that the plain names stand for: /v1/classify, `ingest_images`, `train_classifier`."""
     celery_queue: str | None
     """Reserved for a Celery queue of the step operator; None runs steps as local processes."""
-    auth: str = "required"
-    """`required`, or `off` on a machine where nobody else can reach the gateway."""
     features_redis: str | None = None
     """Feast's online store in Redis (`host:port,db=0,password=…`) instead of PostgreSQL; `similar` needs the latter."""
+    gateway_host: str = "127.0.0.1"
+    """IP address of Envoy's TLS listener; 0.0.0.0 or :: for every interface."""
+    auth: str = "required"
+    """`required`, or `off` for this machine alone."""
+    tls_certificate: Path | None = None
+    """Certificate chain of the TLS listener (PEM) and its key; None: one made for development."""
+    tls_key: Path | None = None
     min_memory_mb: int = 4000
     """Free memory without which `darkroom up` does not start."""
     min_disk_mb: int = 1000
@@ -63,8 +69,21 @@ class Settings:
     def gateway_url(self) -> str:
         return f"http://127.0.0.1:{self.gateway_port}"
 
+    @property
+    def tls_files(self) -> tuple[Path, Path]:
+        """Certificate chain and key. Those made for development lie in one file, so that they change at once."""
+        if self.tls_certificate is not None and self.tls_key is not None:
+            return self.tls_certificate, self.tls_key
+        made = self.secrets / "tls" / "gateway.pem"
+        return made, made
+
+    @property
+    def tls_url(self) -> str:
+        host = "localhost" if _is_loopback(self.gateway_host) else self.gateway_host
+        return f"https://{f'[{host}]' if ':' in host else host}:{self.port('gateway_tls')}"
+
     def port(self, service: str) -> int:
-        """The port given to a local service (`airflow`, `mlflow`, `envoy_admin`, `postgres`)."""
+        """The port given to a local service (`airflow`, `mlflow`, `envoy_admin`, `postgres`, `gateway_tls`)."""
         override = os.environ.get(f"DARKROOM_{service.upper()}_PORT")
         if override:
             return _port(f"DARKROOM_{service.upper()}_PORT", override)
@@ -142,8 +161,39 @@ def _choice(name: str, allowed: tuple[str, ...]) -> str:
     return text
 
 
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
+
+
+def _gateway_host(auth: str) -> str:
+    host = os.environ.get("DARKROOM_GATEWAY_HOST") or "127.0.0.1"
+    try:
+        beyond = not _is_loopback(host)
+    except ValueError:
+        raise UserError(
+            f"DARKROOM_GATEWAY_HOST={host!r}: expected an IP address of this machine, such as 127.0.0.1 or 0.0.0.0"
+        ) from None
+    if beyond and auth == "off":
+        raise UserError(
+            f"DARKROOM_GATEWAY_HOST={host} lets other machines in, and DARKROOM_AUTH=off asks none of them who it is; "
+            "leave out one of the two"
+        )
+    return host
+
+
+def _tls_files() -> tuple[Path | None, Path | None]:
+    found = {name: os.environ.get(name) for name in ("DARKROOM_TLS_CERT", "DARKROOM_TLS_KEY")}
+    if len(set(map(bool, found.values()))) > 1:
+        missing = next(name for name, path in found.items() if not path)
+        raise UserError(f"{missing} is not set; certificate and key are named together")
+    certificate, key = (Path(path).expanduser().absolute() if path else None for path in found.values())
+    return certificate, key
+
+
 def load() -> Settings:
     """Settings from the environment. Raises UserError naming the variable."""
+    auth = _choice("DARKROOM_AUTH", ("required", "off"))
+    tls_certificate, tls_key = _tls_files()
     home = Path(os.environ.get("DARKROOM_HOME") or REPOSITORY / ".darkroom").expanduser().absolute()
     return Settings(
         home=home,
@@ -155,8 +205,11 @@ def load() -> Settings:
         ),
         default_model=os.environ.get("DARKROOM_DEFAULT_MODEL") or "digits",
         celery_queue=os.environ.get("DARKROOM_CELERY_QUEUE") or None,
-        auth=_choice("DARKROOM_AUTH", ("required", "off")),
         features_redis=os.environ.get("DARKROOM_FEATURES_REDIS") or None,
+        gateway_host=_gateway_host(auth),
+        auth=auth,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
         min_memory_mb=_megabytes("DARKROOM_MIN_MEMORY_MB", 4000),
         min_disk_mb=_megabytes("DARKROOM_MIN_DISK_MB", 1000),
     )

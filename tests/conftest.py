@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from homes import settings_under
 
-from pipelines import settings as settings_module
 from pipelines.local import postgres, secrets
 from pipelines.local.ports import free_port
-from pipelines.settings import DEFAULT_PORTS, Settings
+from pipelines.settings import Settings
 
 # Tests never look at, or disturb, the platform of whoever runs them.
 for _name in [name for name in os.environ if name.startswith("DARKROOM_")]:
@@ -30,6 +29,7 @@ _ORDER = (
     "training",
     "adapters",
     "bentos",
+    "attacks",
     "dags",
     "e2e",
     "benchmarks",
@@ -47,15 +47,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return heavy, place
 
     items.sort(key=weight)
-
-
-def settings_under(home: Path) -> Settings:
-    """Settings with a home and free ports of their own, whatever the environment says."""
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "ports.json").write_text(json.dumps({service: free_port() for service in DEFAULT_PORTS}))
-    return replace(
-        settings_module.load(), home=home, store_uri=str(home / "store"), s3_endpoint_url=None, gateway_port=free_port()
-    )
 
 
 @pytest.fixture

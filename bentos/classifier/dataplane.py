@@ -16,6 +16,7 @@ import numpy as np
 from bentos.classifier import identity
 from bentos.classifier.engine import Engine
 from bentos.classifier.identity import Identity
+from bentos.kit.budget import IN_FLIGHT
 from bentos.kit.cache import Cache
 from bentos.kit.settings import ServiceSettings
 from bentos.kit.telemetry import MODEL
@@ -150,15 +151,19 @@ class Dataplane:
 
         One process has one package, which holds its preprocessing: what is left of the key is who asks, and the image.
         """
-        if not self._cache.enabled:
-            self.engine.admit(1)
-            return await self.engine.run([image])
+        with IN_FLIGHT.holding(len(image)):
+            return await self._cached(image, asker) if self._cache.enabled else await self._computed(image)
+
+    async def _computed(self, image: bytes) -> Outputs:
+        self.engine.admit(1)
+        return await self.engine.run([image])
+
+    async def _cached(self, image: bytes, asker: str) -> Outputs:
         key = (asker, hashlib.sha256(image).digest())
         found = self._cache.get(key)
         if found is None:
-            self.engine.admit(1)
             # A copy: a view would keep alive the whole batch that the image was part of.
-            found = (await self.engine.run([image])).copy()
+            found = (await self._computed(image)).copy()
             self._cache.put(key, found, found.nbytes + _ENTRY_BYTES)
         return found
 
@@ -175,6 +180,10 @@ class Dataplane:
         """
         if len(images) == 1:
             return await self._outputs(images[0], asker)
+        with IN_FLIGHT.holding(sum(map(len, images)) if pixels_NHWC is None else pixels_NHWC.nbytes):
+            return await self._infer_many(images, pixels_NHWC)
+
+    async def _infer_many(self, images: Sequence[bytes], pixels_NHWC: Pixels | None) -> Outputs:  # noqa: N803
         size = self.settings.max_batch
         # Once for all: its own first images must not keep its last ones out.
         self.engine.admit(len(images) if pixels_NHWC is None else len(pixels_NHWC))

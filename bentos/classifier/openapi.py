@@ -19,6 +19,7 @@ _REFUSALS = {
     401: "No credential, or one that is not valid, has expired or was revoked.",
     403: "A credential that is not good for this.",
     404: "Another model's name or version.",
+    408: "The body did not arrive in time.",
     413: "More bytes or pixels than are taken.",
     415: "Not an image of a format that is taken (JPEG, PNG, WebP, BMP, GIF), or a body in an unknown encoding.",
     422: "An image that is truncated or corrupt.",
@@ -96,7 +97,7 @@ def _classify(name: str) -> Table:
         "requestBody": _one_image(),
         "responses": {
             "200": _json("Most probable first.", "Classification"),
-            **_refusals(400, 404, 413, 415, 422, 503),
+            **_refusals(400, 404, 408, 413, 415, 422, 503),
         },
     }
 
@@ -106,7 +107,7 @@ def _embed(name: str) -> Table:
         "operationId": name,
         "summary": "The embedding of one image.",
         "requestBody": _one_image(),
-        "responses": {"200": _json("A point.", "Embedding"), **_refusals(400, 404, 413, 415, 422, 503)},
+        "responses": {"200": _json("A point.", "Embedding"), **_refusals(400, 404, 408, 413, 415, 422, 503)},
     }
 
 
@@ -123,7 +124,7 @@ def _batch(name: str) -> Table:
         },
         "responses": {
             "200": {"description": "Lines of BatchLine.", "content": lines},
-            **_refusals(400, 404, 413, 503),
+            **_refusals(400, 404, 408, 413, 503),
         },
     }
 
@@ -144,7 +145,7 @@ def _infer(image: str) -> Table:
                     "application/octet-stream": {"schema": _BYTES},
                 },
             },
-            **_refusals(400, 404, 413, 415, 422, 503),
+            **_refusals(400, 404, 408, 413, 415, 422, 503),
         },
     }
 

@@ -23,7 +23,7 @@ from bentos.kit.telemetry import CANCELLED, STREAMS, count
 ROUTE = "stream"
 _AHEAD = 4
 """Images of one connection that are worked on or wait for the answers before them."""
-_UNSUPPORTED, _TOO_BIG, _ENDING = 1003, 1009, 1001
+_UNSUPPORTED, _TOO_BIG, _ENDING, _RESTART = 1003, 1009, 1001, 1012
 _OURS = 4000
 """Plus the status that HTTP would have: codes from here on are for applications."""
 
@@ -58,14 +58,14 @@ async def serve(socket: WebSocket, dataplane: Dataplane, caller: Caller, top_k: 
         while True:
             try:
                 image = await _frame(socket, dataplane.settings.max_body_bytes)
+                if image is None:
+                    break
                 await caller.check()
             except RequestRefused as error:
                 unfit = _Unfit(_OURS + error.status, error.reason)
                 break
             except _Unfit as error:
                 unfit = error
-                break
-            if image is None:
                 break
             await answers.put(asyncio.create_task(_classify(dataplane, caller, image, number, top_k, threshold)))
             number += 1
@@ -94,6 +94,8 @@ async def _frame(socket: WebSocket, max_bytes: int) -> bytes | None:
     """The next image; None where the stream is over. Raises _Unfit."""
     message = await socket.receive()
     if message["type"] != "websocket.receive":
+        if message.get("code") == _RESTART:
+            raise _Unfit(_RESTART, "the process is ending; connect again")
         return None
     data = message.get("bytes")
     if data is None:

@@ -1,14 +1,22 @@
-"""Reading one file out of a request, in bounded memory."""
+"""Reading one file out of a request, in bounded memory and time."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from bentos.kit.budget import IN_FLIGHT, Share
 from bentos.kit.errors import RequestRefused
+from pipelines.core.limits import BODY_TIMEOUT_S
+
+READ_TIMEOUT_S = BODY_TIMEOUT_S + 2.0
+"""The gateway's own comes first."""
+_MIN_BYTES_PER_S = 32 * 1024
+"""Of a body that may take longer: below it stands a client that holds a place on purpose."""
 
 
 async def read_file(request: Request, max_bytes: int) -> bytes:
@@ -23,25 +31,80 @@ async def read_file(request: Request, max_bytes: int) -> bytes:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises RequestRefused where it is too large or cut off."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
+    """The whole body.
+
+    Raises RequestRefused where it is too large, too slow or cut off, Overloaded where too many others arrive.
+    """
+    check_declared(request, max_bytes)
     chunks: list[bytes] = []
     size = 0
-    try:
-        async for chunk in request.stream():
+    deadline = asyncio.timeout(READ_TIMEOUT_S)
+    with IN_FLIGHT.growing(lambda: deadline.reschedule(0)) as share:
+        try:
+            async with deadline:
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > max_bytes:
+                        raise too_large(max_bytes)
+                    share.grow(len(chunk))
+                    chunks.append(chunk)
+        except (ClientDisconnect, TimeoutError) as error:
+            share.check()
+            raise _unfinished(error) from error
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def chunks_of(request: Request, max_bytes: int) -> AsyncIterator[tuple[bytes, Share]]:
+    """A body that may take long, as it comes, and its share of all: who has done with a part makes it smaller.
+
+    Raises RequestRefused where it is too large, too slow or cut off, Overloaded where too many others arrive.
+    """
+    check_declared(request, max_bytes)
+    arriving = aiter(request.stream())
+    clock = asyncio.get_running_loop().time
+    size, waited_s = 0, 0.0
+    waiting: asyncio.Timeout | None = None
+
+    def give_up() -> None:
+        if waiting is not None:
+            waiting.reschedule(0)
+
+    with IN_FLIGHT.growing(give_up) as share:
+        while True:
+            began = clock()
+            try:
+                async with asyncio.timeout(READ_TIMEOUT_S + size / _MIN_BYTES_PER_S - waited_s) as waiting:
+                    chunk = await anext(arriving, None)
+            except (ClientDisconnect, TimeoutError) as error:
+                share.check()
+                raise _unfinished(error) from error
+            finally:
+                waiting = None
+            if chunk is None:
+                return
+            waited_s += clock() - began
             size += len(chunk)
             if size > max_bytes:
-                raise _too_large(max_bytes)
-            chunks.append(chunk)
-    except ClientDisconnect as error:
-        raise RequestRefused(400, "body_cut_off", "the connection ended before the body did") from error
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                raise too_large(max_bytes)
+            share.grow(len(chunk))
+            yield chunk, share
 
 
-def _too_large(max_bytes: int) -> RequestRefused:
+def check_declared(request: Request, max_bytes: int) -> None:
+    """Raises RequestRefused for a body that says of itself that it is too large, before a byte is read."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large(max_bytes)
+
+
+def too_large(max_bytes: int) -> RequestRefused:
     return RequestRefused(413, "too_many_bytes", f"the body is larger than {max_bytes:,} bytes")
+
+
+def _unfinished(error: ClientDisconnect | TimeoutError) -> RequestRefused:
+    if isinstance(error, ClientDisconnect):
+        return RequestRefused(400, "body_cut_off", "the connection ended before the body did")
+    return RequestRefused(408, "too_slow", f"the body did not arrive within {READ_TIMEOUT_S:g} s")
 
 
 async def _only_file(headers: Headers, body: bytes) -> bytes:

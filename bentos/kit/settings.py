@@ -63,7 +63,7 @@ def load(default_model_folder: Path) -> ServiceSettings:
         max_waiting=_number("DARKROOM_MAX_WAITING", 256, maximum=100_000),
         max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 2000, maximum=600_000) / 1000,
         max_images=_number("DARKROOM_MAX_IMAGES", 64, maximum=100_000),
-        max_body_bytes=_number("DARKROOM_MAX_BODY_BYTES", MAX_BODY_BYTES, maximum=2**31),
+        max_body_bytes=max_body_bytes(),
         max_batch_bytes=_number("DARKROOM_MAX_BATCH_BYTES", MAX_BATCH_BYTES, maximum=2**31),
         cache_bytes=_number("DARKROOM_CACHE_BYTES", 64 * 1024 * 1024, minimum=0, maximum=2**40),
         top_k=_number("DARKROOM_TOP_K", 5, maximum=1000),
@@ -100,6 +100,16 @@ def _access() -> AccessSettings:
 def _path(name: str) -> Path | None:
     text = os.environ.get(name)
     return Path(text) if text else None
+
+
+def max_body_bytes() -> int:
+    """Of one image. Raises UserError naming the variable."""
+    return _number("DARKROOM_MAX_BODY_BYTES", MAX_BODY_BYTES, maximum=2**31)
+
+
+def max_bytes_in_flight() -> int:
+    """Of all images and unfinished bodies that a process holds. Raises UserError naming the variable."""
+    return _number("DARKROOM_MAX_BYTES_IN_FLIGHT", 128 * 1024 * 1024, maximum=2**40)
 
 
 def give_to_service(*, host: str, grpc_port: int, drain_timeout_s: int) -> None:

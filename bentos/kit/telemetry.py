@@ -44,6 +44,7 @@ BATCH_IMAGES = Histogram(
 WAITING = Gauge("darkroom_waiting_images", "Images that wait for a thread or are in one.", registry=REGISTRY)
 CACHE_LOOKUPS = Counter("darkroom_cache_lookups", "Images looked up in the cache.", ("result",), registry=REGISTRY)
 CACHE_BYTES = Gauge("darkroom_cache_bytes", "What the cache holds.", registry=REGISTRY)
+BYTES_IN_FLIGHT = Gauge("darkroom_bytes_in_flight", "Of bodies and images that are held.", registry=REGISTRY)
 STREAMS = Gauge("darkroom_open_streams", "WebSocket connections.", registry=REGISTRY)
 REFUSED = Counter("darkroom_refused_requests", "Requests answered by a problem.", ("reason",), registry=REGISTRY)
 MODEL = Gauge(

@@ -9,8 +9,9 @@ from typing import Protocol
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
+from bentos.kit.bodies import check_declared, chunks_of
 from bentos.kit.errors import RequestRefused
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -38,24 +39,17 @@ class _Parser(Protocol):
 
 
 async def uploads(request: Request, *, max_file_bytes: int, max_bytes: int) -> AsyncIterator[Upload]:
-    """Files in the order in which they come. Raises RequestRefused for a body that is neither form nor tar, is cut off,
-    or is larger than `max_bytes` in all.
+    """Files in the order in which they come.
+
+    Raises RequestRefused for a body that is neither form nor tar, is cut off, too slow, or larger than `max_bytes` in
+    all; Overloaded where too many others arrive.
     """
-    too_large = RequestRefused(413, "too_many_bytes", f"the body is larger than {max_bytes:,} bytes")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large
+    check_declared(request, max_bytes)
     parser = _parser(request.headers.get("content-type", ""), max_file_bytes)
-    size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > max_bytes:
-                raise too_large
-            for upload in parser.feed(chunk):
-                yield upload
-    except ClientDisconnect as error:
-        raise RequestRefused(400, "body_cut_off", "the connection ended before the body did") from error
+    async for chunk, unfinished in chunks_of(request, max_bytes):
+        for upload in parser.feed(chunk):
+            unfinished.resize(0)  # what is left of the chunk is less than the next one
+            yield upload
     parser.finish()
 
 

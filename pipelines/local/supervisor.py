@@ -23,7 +23,7 @@ from pipelines.adapters import database
 from pipelines.adapters.gateway import envoy_argv, write_initial
 from pipelines.core.errors import DarkroomError, PlatformError, UserError
 from pipelines.core.stephost import SOCKET_NAME, short_path
-from pipelines.local import access, airflow, mlflow, postgres, resources, schema, secrets, state
+from pipelines.local import access, airflow, certificates, mlflow, postgres, resources, schema, secrets, state
 from pipelines.local.anchoring import Anchoring
 from pipelines.local.deployments import Reconciler
 from pipelines.local.identity import credentials, identity
@@ -42,6 +42,7 @@ _SERVING_S = 20.0
 """How long a start waits for what is deployed; a bento that does not come up keeps nothing else from it."""
 _TICK_S = 0.2
 _ROTATE_S = 10.0
+_RENEW_S = 3600.0
 
 
 class Stopped(Exception):
@@ -65,6 +66,7 @@ class Supervisor:
         self._written: PlatformState | None = None
         self._phase: Phase = "starting"
         self._rotated_at = 0.0
+        self._renewed_at = time.monotonic()
         self._serve_by: float | None = None
 
     def ask_to_stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
@@ -94,6 +96,7 @@ class Supervisor:
         self._publish("starting")
         resources.check_disk(settings)
         secrets.ensure(settings)
+        certificates.ensure(settings)
         sweep(settings)
         assign(settings, self._reservations)
         if not settings.postgres_is_external:
@@ -173,6 +176,7 @@ class Supervisor:
                 self._publish("ready")
             self._publish(self._phase)
             self._rotate()
+            self._renew()
             if self._thread is not None and not self._thread.is_alive() and not self._stop.is_set():
                 # Its children died with it. The keeper starts us again.
                 raise RuntimeError("the deployments' thread ended")
@@ -190,6 +194,12 @@ class Supervisor:
             for pattern in ("*.log", "*.jsonl"):
                 for path in (self._settings.home / "logs").glob(pattern):
                     rotate(path)
+
+    def _renew(self) -> None:
+        """Envoy takes a new certificate from the file, without a restart."""
+        if time.monotonic() - self._renewed_at > _RENEW_S:
+            self._renewed_at = time.monotonic()
+            certificates.ensure(self._settings)
 
     # --- end -------------------------------------------------------------------------------------------------------
 

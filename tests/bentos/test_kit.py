@@ -8,6 +8,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from bentos.kit import settings
+from bentos.kit.budget import Budget
 from bentos.kit.cache import Cache
 from bentos.kit.errors import Overloaded, RequestRefused, problem_of
 from pipelines.core.cores import num_cores
@@ -58,6 +59,44 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=name):
         settings.load(Path("/model"))
+
+
+# --- budget --------------------------------------------------------------------------------------------------------
+
+
+def test_many_large_bodies_never_shut_out_a_small_one() -> None:
+    """Room is taken from the largest that still arrives; who is the largest itself is refused."""
+    budget, gave_up = Budget(100), []
+    large, larger = budget.growing(lambda: gave_up.append("large")), budget.growing(lambda: gave_up.append("larger"))
+    large.grow(40)
+    larger.grow(60)
+    with pytest.raises(Overloaded, match="100 bytes are waiting"):
+        larger.grow(1)
+    assert gave_up == []
+    with budget.growing(lambda: gave_up.append("small")) as small:
+        small.grow(1)
+        assert (gave_up, budget.used) == (["larger"], 41)
+        with pytest.raises(Overloaded):
+            larger.grow(1)
+        with pytest.raises(Overloaded):
+            small.grow(65)  # it would be the largest now
+        assert (gave_up, budget.used) == (["larger"], 41)
+    large.close()
+    assert budget.used == 0
+    assert budget.arriving == set()
+
+
+def test_what_is_here_already_is_never_given_up() -> None:
+    budget, gave_up = Budget(100), []
+    with budget.growing(lambda: gave_up.append("large")) as large:
+        large.grow(90)
+        with budget.holding(80):
+            assert (gave_up, budget.used) == (["large"], 80)
+            with pytest.raises(Overloaded):
+                budget.holding(21)
+            with budget.growing(lambda: gave_up.append("small")) as small, pytest.raises(Overloaded):
+                small.grow(21)
+    assert budget.used == 0
 
 
 # --- cache ---------------------------------------------------------------------------------------------------------

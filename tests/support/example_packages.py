@@ -30,8 +30,8 @@ def png(colour: tuple[int, int, int], seed: int = 0, side: int = SIDE) -> bytes:
     return file.getvalue()
 
 
-def coloured(class_name: str, seed: int = 0) -> bytes:
-    return png(tuple(200 if class_name == name else 40 for name in COLOURS), seed)  # type: ignore[arg-type]
+def coloured(class_name: str, seed: int = 0, side: int = SIDE) -> bytes:
+    return png(tuple(200 if class_name == name else 40 for name in COLOURS), seed, side)  # type: ignore[arg-type]
 
 
 def onnx_model(weights: NDArray[np.float32], temperature: float) -> bytes:

@@ -20,6 +20,7 @@ from pipelines.core.processes import is_zombie, marked
 from pipelines.core.runs import Reference, RunFolder, RunId
 from pipelines.core.storage import LocalStorage
 from pipelines.local.ports import free_port
+from pipelines.settings import DEFAULT_PORTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DARKROOM = Path(sys.executable).with_name("darkroom")
@@ -42,9 +43,7 @@ class LivePlatform:
         self.storage = LocalStorage(home / "store")
         self.environment = {**os.environ, "DARKROOM_HOME": str(home), "DARKROOM_GATEWAY_PORT": str(free_port())}
         home.mkdir(parents=True, exist_ok=True)
-        (home / "ports.json").write_text(
-            json.dumps({name: free_port() for name in ("airflow", "mlflow", "envoy_admin", "postgres")})
-        )
+        (home / "ports.json").write_text(json.dumps({name: free_port() for name in DEFAULT_PORTS}))
 
     @property
     def gateway_url(self) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import psycopg
-from example_packages import COLOURS, coloured, onnx_model, write_package
+from example_packages import COLOURS, SIDE, coloured, onnx_model, write_package
 
 from pipelines.adapters import database
 from pipelines.adapters.gateway import Gateway, envoy_argv, write_initial
@@ -22,7 +22,7 @@ from pipelines.adapters.packaging import BentoArchives, build_bento
 from pipelines.core import model_package
 from pipelines.core.deployments import Build, Deployment, ServingSpec
 from pipelines.core.storage import open_storage
-from pipelines.local import access, secrets
+from pipelines.local import access, certificates, secrets
 from pipelines.local.deployments import Reconciler
 from pipelines.local.process import ManagedProcess, environment
 from pipelines.settings import PLATFORM_KEY, Settings
@@ -70,6 +70,7 @@ def serving(settings: Settings) -> Iterator[Reconciler]:
     (settings.secrets / PLATFORM_KEY).write_text(_PLATFORM_KEY)
     secrets.ensure(settings)
     access.prepare(settings)
+    certificates.ensure(settings)
     write_initial(settings)
     envoy = ManagedProcess("envoy", envoy_argv(settings), environment(settings), settings.home / "logs" / "envoy.log")
     envoy.start()
@@ -124,6 +125,8 @@ class Load:
 
     port: int
     path: str
+    side: int = SIDE
+    """Of the images; from 400 on they are larger than what the gateway keeps to send again."""
     failures: list[str] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
     num_answers: int = 0
@@ -144,7 +147,7 @@ class Load:
     def _work(self, seed: int) -> None:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         expected = COLOURS[seed % 3]
-        image = coloured(expected, seed)
+        image = coloured(expected, seed, self.side)
         while not self._stop.is_set():
             try:
                 connection.request("POST", self.path, image, AUTHORIZED)

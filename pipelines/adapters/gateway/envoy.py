@@ -1,8 +1,9 @@
 """Envoy, the only gateway: its start, and the files from which it takes clusters, endpoints and routes.
 
-Envoy watches `<home>/envoy/{eds,cds,rds}`; a file that is renamed into one of them is taken within milliseconds. Each
-carries a version of its own, and a change counts only once Envoy's admin interface reports that version. Files survive
-a reboot; an endpoint is used only while its health check names its own cluster, so a stale port is never trusted.
+Envoy watches `<home>/envoy/{eds,cds,rds,sds}`; a file that is renamed into one of them is taken within milliseconds.
+Each carries a version of its own, and a change counts only once Envoy's admin interface reports that version. Files
+survive a reboot; an endpoint is used only while its health check names its own cluster, so that a stale port is never
+trusted.
 """
 
 from __future__ import annotations
@@ -72,11 +73,16 @@ def write_initial(settings: Settings) -> bool:
     for name, resources in _files(View(), settings).items():
         if not (folder / name).exists():
             _replace(folder / name, _sealed(resources, "initial"))
+    certificate = [config.certificate(*settings.tls_files)]
+    if _version_of(folder / config.CERTIFICATE_FILE, certificate) is None:
+        _replace(folder / config.CERTIFICATE_FILE, _sealed(certificate, uuid.uuid4().hex))
     bootstrap = folder / "bootstrap.json"
     text = json.dumps(
         config.bootstrap(
             folder=folder,
-            port=settings.gateway_port,
+            listening=config.Listening(
+                port=settings.gateway_port, tls_port=settings.port("gateway_tls"), tls_host=settings.gateway_host
+            ),
             admin_port=settings.port("envoy_admin"),
             access_log=access_log(settings),
         ),

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 STATUS_HELP = """Show every process of the platform and where to look.
 
-With --json: `processes` (name, pid, state, port, memory in PSS bytes, restarts), `gateway_url`, `airflow_url`,
-`mlflow_url`, `data_docs`, `troubles` (what does not work though every process does), and `phase` (down, starting,
-ready, stopping, failed).
+With --json: `processes` (name, pid, state, port, memory in PSS bytes, restarts), `gateway_url`, `tls_url`,
+`airflow_url`, `mlflow_url`, `data_docs`, `troubles` (what does not work though every process does), and `phase`
+(down, starting, ready, stopping, failed).
 """
 
 
@@ -75,7 +75,10 @@ def _ready_line(process: ProcessStatus) -> None:
 
 
 def _addresses(settings: Settings, without: list[str]) -> dict[str, str]:
-    found = {"gateway": settings.gateway_url}
+    from pipelines.local.certificates import authority
+
+    trust = f" (trust {authority(settings)})" if settings.tls_certificate is None else ""
+    found = {"gateway": settings.gateway_url, "tls": settings.tls_url + trust}
     if "airflow" not in without:
         password = settings.secrets / "airflow-admin"
         found["airflow"] = f"http://127.0.0.1:{settings.port('airflow')} (user admin, password in {password})"
@@ -116,6 +119,7 @@ def status(
         "memory": sum(memory for _, memory in found),
         "troubles": list(last.troubles) if last and found else [],
         "gateway_url": settings.gateway_url,
+        "tls_url": settings.tls_url,
         "airflow_url": f"http://127.0.0.1:{settings.port('airflow')}",
         "mlflow_url": f"http://127.0.0.1:{settings.port('mlflow')}",
         "data_docs": f"{settings.store_uri.rstrip('/')}/docs/index.html",
@@ -125,7 +129,7 @@ def status(
         return
     _print_table(found)
     typer.echo(f"platform {phase}, {sum(memory for _, memory in found) / 1e9:.2f} GB (PSS)")
-    for key in ("gateway_url", "airflow_url", "mlflow_url", "data_docs"):
+    for key in ("gateway_url", "tls_url", "airflow_url", "mlflow_url", "data_docs"):
         typer.echo(f"  {key:<12} {table[key]}")
     for trouble in table["troubles"]:
         typer.echo(trouble, err=True)

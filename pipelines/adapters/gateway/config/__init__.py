@@ -1,10 +1,23 @@
 """Envoy's configuration as plain JSON: bootstrap, clusters, endpoints and routes. No I/O."""
 
+from pipelines.adapters.gateway.config.bootstrap import bootstrap
 from pipelines.adapters.gateway.config.clusters import Endpoint, clusters, endpoints, grpc_cluster
-from pipelines.adapters.gateway.config.listener import bootstrap
+from pipelines.adapters.gateway.config.listener import CERTIFICATE_FILE, Listening, certificate
 from pipelines.adapters.gateway.config.routes import Backend, routes
 
 STATISTICS = {"cds/cds.json": "cluster_manager.cds", "rds/rds.json": "rds.darkroom"}
 """Where Envoy counts what it took and refused of a kind of file."""
 
-__all__ = ["STATISTICS", "Backend", "Endpoint", "bootstrap", "clusters", "endpoints", "grpc_cluster", "routes"]
+__all__ = [
+    "CERTIFICATE_FILE",
+    "STATISTICS",
+    "Backend",
+    "Endpoint",
+    "Listening",
+    "bootstrap",
+    "certificate",
+    "clusters",
+    "endpoints",
+    "grpc_cluster",
+    "routes",
+]

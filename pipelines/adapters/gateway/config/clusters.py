@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.adapters.gateway.config.parts import TYPES, Resource, address, watched
+from pipelines.adapters.gateway.config.parts import BUFFER_BYTES, TYPES, Resource, address, watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ def _cluster(name: str, vouched: str, folder: Path, protocol: Resource) -> Resou
         "type": "EDS",
         "eds_cluster_config": {"eds_config": watched(folder, f"eds/{name}.json")},
         "connect_timeout": "1s",
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "lb_policy": "LEAST_REQUEST",
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "ignore_health_on_host_removal": True,
@@ -55,7 +56,10 @@ def _cluster(name: str, vouched: str, folder: Path, protocol: Resource) -> Resou
         "circuit_breakers": {
             "thresholds": [
                 {
-                    "max_requests": 1024,
+                    # As many as there can be connections of clients: bodies that drip must not shut others out. What
+                    # a process cannot do in time it refuses itself.
+                    "max_connections": 10_000,
+                    "max_requests": 10_000,
                     "max_pending_requests": 1024,
                     "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 16},
                 }

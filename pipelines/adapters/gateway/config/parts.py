@@ -8,16 +8,17 @@ from typing import Any
 Resource = dict[str, Any]
 
 REQUEST_TIMEOUT_S = 30
-BODY_TIMEOUT_S = 14
-"""For a body to arrive: who sends a byte now and then does not hold a place for long."""
+BUFFER_BYTES = 256 * 1024
+"""Of a connection, in each direction. A body up to this size can be sent again when its process dies."""
 
 TYPES = "type.googleapis.com/envoy"
 HTTP_FILTERS = f"{TYPES}.extensions.filters.http"
 ROUTES_NAME = "darkroom"
 
 
-def address(port: int) -> Resource:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def address(port: int, host: str = "127.0.0.1") -> Resource:
+    both = {"ipv4_compat": True} if host == "::" else {}
+    return {"socket_address": {"address": host, "port_value": port, **both}}
 
 
 def watched(folder: Path, name: str) -> Resource:

@@ -7,20 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.adapters.gateway.config.clusters import grpc_cluster
-from pipelines.adapters.gateway.config.parts import (
-    HTTP_FILTERS,
-    REQUEST_TIMEOUT_S,
-    ROUTES_NAME,
-    TYPES,
-    Resource,
-)
-from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES
+from pipelines.adapters.gateway.config.parts import REQUEST_TIMEOUT_S, ROUTES_NAME, TYPES, Resource
+from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_MESSAGE_BYTES
 
 MODEL_HEADER, VERSION_HEADER = "x-darkroom-model", "x-darkroom-version"
 """Set by `model_of_call.lua`."""
 
 _OIP_GRPC = "/inference.GRPCInferenceService/"
-_UNBUFFERED = {"envoy.filters.http.buffer": {"@type": f"{HTTP_FILTERS}.buffer.v3.BufferPerRoute", "disabled": True}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +39,8 @@ def routes(models: Mapping[str, Sequence[Backend]], default_model: str) -> Resou
             {
                 "name": "darkroom",
                 "domains": ["*"],
+                # For machines behind the gateway; a client learns nothing of how the house is built.
+                "response_headers_to_remove": ["x-envoy-upstream-healthchecked-cluster"],
                 "routes": [
                     *_batch_routes(models, default),
                     _problem(_longer({"prefix": "/"}, MAX_BODY_BYTES), 413, too_long),
@@ -104,7 +99,6 @@ def _batch_routes(models: Mapping[str, Sequence[Backend]], default: Sequence[Bac
         # What has been sent on cannot be sent again, and lines may come for minutes.
         del route["route"]["retry_policy"]
         route["route"]["timeout"] = "0s"
-        route["typed_per_filter_config"] = _UNBUFFERED
         found.append(route)
     return found
 
@@ -165,9 +159,11 @@ def _to_grpc(backends: Sequence[Backend], match: Resource, model: str = "", vers
     named = {MODEL_HEADER: model, VERSION_HEADER: version}
     headers = [{"name": name, "string_match": {"exact": value}} for name, value in named.items() if value]
     found = _to(backends, {**match, "grpc": {}, **({"headers": headers} if headers else {})}, name_of=grpc_cluster)
-    if match["prefix"] != _OIP_GRPC:  # streams, that last
+    if match["prefix"] == _OIP_GRPC:
+        # The message is kept until its model's name is read. Beyond this it is refused.
+        found["request_body_buffer_limit"] = str(MAX_MESSAGE_BYTES)
+    else:  # streams, that last
         found["route"]["timeout"] = "0s"
-        found["typed_per_filter_config"] = _UNBUFFERED
     return found
 
 
@@ -176,17 +172,11 @@ def _to_stream(backends: Sequence[Backend], match: Resource) -> Resource:
     found = _to(backends, {**match, "headers": [{"name": "upgrade", "string_match": {"exact": "websocket"}}]})
     del found["route"]["retry_policy"]
     found["route"] |= {"timeout": "0s", "upgrade_configs": [{"upgrade_type": "websocket", "enabled": True}]}
-    found["typed_per_filter_config"] = _UNBUFFERED
     return found
 
 
 def _problem(match: Resource, status: int, detail: str) -> Resource:
-    return {
-        "match": match,
-        "direct_response": {"status": status, "body": {"inline_string": detail}},
-        # Answered from the headers: the buffer filter would wait for the body first.
-        "typed_per_filter_config": _UNBUFFERED,
-    }
+    return {"match": match, "direct_response": {"status": status, "body": {"inline_string": detail}}}
 
 
 def _longer(match: Resource, max_bytes: int) -> Resource:

@@ -1,0 +1,233 @@
+"""Processes that end, are killed or have too much to do, and an offline tier that is away: what clients see of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from http.client import HTTPConnection
+from pathlib import Path
+
+import grpc
+import pytest
+import serving_platform
+from example_packages import coloured
+from front_door import PATH, Door, front_door
+from homes import settings_under
+from PIL import Image
+from serving_platform import SPEC, Load, ask, deploy, make_build, serving, wait_until
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from bentos.classifier.oip import inference_pb2 as messages
+from pipelines.core.limits import MAX_BODY_BYTES
+from pipelines.core.model_package import ModelPackage
+from pipelines.core.processes import marked
+from pipelines.local import postgres
+from pipelines.local.process import PLATFORM_MARK, ManagedProcess
+from pipelines.settings import Settings
+
+
+def large(seed: int) -> bytes:
+    """An image that takes a while to decode, though few bytes long; another one for each seed."""
+    file = io.BytesIO()
+    Image.new("RGB", (4800, 4800), (200, 40, seed)).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def new_door(bento: Path, package: ModelPackage, folder: Path, **variables: str) -> AbstractContextManager[Door]:
+    settings = replace(settings_under(folder / "home"), default_model="colours")
+    return front_door(settings, bento, package, DARKROOM_MAX_BODY_BYTES=str(MAX_BODY_BYTES), **variables)
+
+
+# --- a graceful end ------------------------------------------------------------------------------------------------
+
+
+def post(door: Door, path: str, body: bytes) -> str:
+    connection = HTTPConnection("127.0.0.1", door.port, timeout=30)
+    try:
+        connection.request("POST", path, body)
+        response = connection.getresponse()
+        return f"{response.status} {json.loads(response.read())}"
+    finally:
+        connection.close()
+
+
+def call(door: Door, image: bytes) -> str:
+    request = messages.ModelInferRequest(model_name="colours")
+    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(image)
+    with grpc.insecure_channel(f"127.0.0.1:{door.port}") as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        answer = messages.ModelInferResponse.FromString(infer(request.SerializeToString(), timeout=30))
+        return f"200 {answer.model_name}"
+
+
+def stream(door: Door, image: bytes) -> str:
+    with connect(f"ws://127.0.0.1:{door.port}/v1/models/colours/stream") as socket:
+        socket.send(image)
+        answer = json.loads(socket.recv(timeout=30))
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=30)
+    code = closed.value.rcvd.code if closed.value.rcvd else 0
+    return f"{answer.get('status', 200)} {answer['model_name']} then {code}"
+
+
+ways: dict[str, Callable[[Door, bytes], str]] = {
+    "classify": lambda door, image: post(door, PATH, image),
+    "embed": lambda door, image: post(door, "/v1/models/colours/embed", image),
+    "grpc": call,
+    "stream": stream,
+}
+
+
+def test_a_process_that_is_asked_to_end_answers_what_it_has(bento: Path, package: ModelPackage, tmp_path: Path) -> None:
+    """SIGTERM in the middle of requests by every protocol: each gets its answer, and then the process is gone.
+
+    A request of many images keeps the one thread busy until all others wait behind it.
+    """
+    num_images = 8
+    busy = tensors([large(0)] * num_images)
+    one_thread = {"DARKROOM_CONCURRENCY": "1", "DARKROOM_MAX_WAIT_MS": "60000"}
+    with new_door(bento, package, tmp_path, **one_thread) as door, ThreadPoolExecutor(8) as clients:
+        first = clients.submit(post, door, "/v2/models/colours/infer", busy)
+        wait_until(lambda: metric(door, "darkroom_waiting_images") == num_images)
+        asked = {
+            name: clients.submit(way, door, coloured("red", 100 + number))
+            for number, (name, way) in enumerate(ways.items())
+        }
+        wait_until(lambda: metric(door, "darkroom_waiting_images") == num_images + len(ways))
+        os.kill(door.served.pid, signal.SIGTERM)
+        answers = {name: future.result() for name, future in asked.items()} | {"many": first.result()}
+        assert {name: answer[:3] for name, answer in answers.items()} == dict.fromkeys([*ways, "many"], "200")
+        assert answers["stream"] == "200 colours then 1012"
+        wait_until(lambda: not Path(f"/proc/{door.served.pid}/cmdline").read_bytes())
+
+
+def tensors(images: list[bytes]) -> bytes:
+    data = [base64.b64encode(image).decode() for image in images]
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [len(images)], "data": data}]
+    return json.dumps({"inputs": inputs}).encode()
+
+
+def metric(door: Door, name: str) -> float:
+    connection = HTTPConnection("127.0.0.1", door.served.port, timeout=20)
+    try:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    finally:
+        connection.close()
+    return float(next(line.split()[-1] for line in lines if line.startswith(f"{name} ")))
+
+
+# --- too much to do ------------------------------------------------------------------------------------------------
+
+
+def test_more_than_there_is_time_for_is_refused_at_once(bento: Path, package: ModelPackage, tmp_path: Path) -> None:
+    """Two images may wait; whoever comes beyond them is told when to come again, before anything is decoded."""
+    images = [large(seed) for seed in range(12)]
+
+    def attack(image: bytes) -> tuple[int, bool]:
+        connection = HTTPConnection("127.0.0.1", door.port, timeout=30)
+        try:
+            connection.request("POST", PATH, image)
+            response = connection.getresponse()
+            response.read()
+            return response.status, (response.getheader("retry-after") or "").isdecimal()
+        finally:
+            connection.close()
+
+    with new_door(bento, package, tmp_path, DARKROOM_MAX_WAITING="2") as door, ThreadPoolExecutor(12) as clients:
+        found = Counter(clients.map(attack, images))
+    assert set(found) == {(200, False), (503, True)}
+
+
+# --- kills, and what is away ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database_server(house: Settings) -> Iterator[ManagedProcess]:
+    server = postgres.start(house)
+    yield server
+    postgres.stop(server)
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A home where nothing serves yet."""
+    settings = replace(settings_under(tmp_path / "home"), default_model="colours")
+    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+    monkeypatch.setenv("DARKROOM_GATEWAY_PORT", str(settings.gateway_port))
+    monkeypatch.setenv("DARKROOM_DEFAULT_MODEL", "colours")
+    return settings
+
+
+@pytest.mark.heavy
+def test_predictions_go_on_without_database_and_object_store(
+    house: Settings, database_server: ManagedProcess, tmp_path: Path
+) -> None:
+    """Even a process that dies meanwhile is back: its bento lies unpacked on this machine. MLflow was never asked."""
+    build = make_build(house, tmp_path, model="colours", version=1)
+    with serving(house) as reconciler:
+        assert deploy(house, build).state == "live"
+        postgres.stop(database_server)
+        shutil.rmtree(house.store_uri)
+        with Load(house.gateway_port, PATH).running() as load:
+            wait_until(lambda: load.num_answers > 50)
+        assert load.failures == []
+        (process,) = reconciler.processes()
+        os.kill(process.pid or 0, signal.SIGKILL)
+        began = time.monotonic()
+        wait_until(lambda: any(one.restarts == 1 and one.state == "ready" for one in reconciler.processes()))
+        wait_until(lambda: ask(house.gateway_port, PATH, coloured("red"))[0] == 200)
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("side", [8, 500], ids=["small", "beyond-what-is-kept"])
+@pytest.mark.usefixtures("database_server")
+def test_a_kill_under_load_loses_at_most_what_was_in_flight(house: Settings, tmp_path: Path, side: int) -> None:
+    """Small bodies are sent again to another process; of those that Envoy does not keep, a client has one in flight."""
+    build, clients = make_build(house, tmp_path, model="colours", version=1), 4
+    with serving(house) as reconciler:
+        assert deploy(house, build, replace(SPEC, workers=2)).state == "live"
+        victim = next(one for one in reconciler.processes() if one.state == "ready")
+        with Load(house.gateway_port, PATH, side=side).running(threads=clients) as load:
+            wait_until(lambda: load.num_answers > 50)
+            os.kill(victim.pid or 0, signal.SIGKILL)
+            wait_until(lambda: all(one.state == "ready" for one in reconciler.processes()))
+    assert len(load.failures) <= (0 if side == 8 else clients), load.failures
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("database_server")
+def test_a_supervisor_that_is_killed_leaves_no_process(house: Settings, tmp_path: Path) -> None:
+    build = make_build(house, tmp_path, model="colours", version=1)
+    with serving(house):
+        assert deploy(house, build).state == "live"
+
+    def serving_processes() -> list[int]:
+        return [pid for pid in marked(PLATFORM_MARK, str(house.home)) if b"bentos.kit.worker" in _command(pid)]
+
+    with subprocess.Popen([sys.executable, serving_platform.__file__], start_new_session=True) as supervisor:
+        wait_until(serving_processes)
+        supervisor.kill()
+        supervisor.wait()
+        wait_until(lambda: not serving_processes(), 5)
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
