@@ -78,6 +78,23 @@ class Lineage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The file of a model that was trained elsewhere."""
+
+    form: str
+    """`onnx` or `torchvision`."""
+    file: str
+    """Its name, without a folder."""
+    sha256: str
+    size_bytes: int
+    """With the files that hold its data."""
+    architecture: str = ""
+    """torchvision's name of the network."""
+    data: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by name of the files that held tensors of an ONNX file; the package has them inside."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """What package.json says besides the preprocessing spec and the digests of the files."""
 
@@ -95,8 +112,10 @@ class Description:
     decisions: dict[str, str] = field(default_factory=dict)
     """Why a variant does or does not serve, by variant."""
     metrics: dict[str, Interval] = field(default_factory=dict)
-    """Test metrics of the serving variant; empty until it is evaluated."""
+    """Test metrics of the serving variant; empty until it is evaluated, and where no image is labelled."""
     num_test_images: int = 0
+    origin: Origin | None = None
+    """None for a model that was trained here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +160,10 @@ class ModelPackage:
         return self.description.lineage
 
     @property
+    def origin(self) -> Origin | None:
+        return self.description.origin
+
+    @property
     def golden(self) -> tuple[GoldenImage, ...]:
         return self.description.golden
 
@@ -175,11 +198,14 @@ def golden_logits_file(variant: str) -> str:
 
 def write(folder: Path, description: Description, preprocessing: PreprocessingSpec) -> ModelPackage:
     """Seal a folder whose other files are in place: package.json, written last and atomically."""
+    described = to_json(description)
+    if description.origin is None:
+        del described["origin"]
     table = {
         "format": FORMAT,
         "preprocessing": preprocessing.to_json(),
         "files": {name: sha256_file(folder / name) for name in sorted(_files(folder)) if name != MANIFEST},
-        **to_json(description),
+        **described,
     }
     temporary = folder / f"{MANIFEST}.partial"
     temporary.write_text(json.dumps(table, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
