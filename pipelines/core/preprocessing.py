@@ -100,6 +100,20 @@ def spec_of(section: Preprocessing) -> PreprocessingSpec:
     )
 
 
+def resized_and_cropped(size: int, resize: int, filter: str) -> PreprocessingSpec:  # noqa: A002
+    """The spec of torchvision's Resize(resize) and CenterCrop(size), with the libraries installed here."""
+    found = library_versions()
+    return PreprocessingSpec(
+        height=size,
+        width=size,
+        fit="crop",
+        resize=resize,
+        filter=filter,
+        pillow=found["pillow"],
+        libjpeg=found["libjpeg"],
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
     """An image as a person would see it."""
