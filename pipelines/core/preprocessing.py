@@ -20,7 +20,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
-from pipelines.core.errors import ImageError, IntegrityError, PlatformError
+from pipelines.core.errors import ImageError, IntegrityError, PlatformError, UserError
 from pipelines.core.recipe import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -100,12 +100,19 @@ def spec_of(section: Preprocessing) -> PreprocessingSpec:
     )
 
 
-def resized_and_cropped(size: int, resize: int, filter: str) -> PreprocessingSpec:  # noqa: A002
-    """The spec of torchvision's Resize(resize) and CenterCrop(size), with the libraries installed here."""
+def resized_and_cropped(height: int, width: int, resize: int, filter: str) -> PreprocessingSpec:  # noqa: A002
+    """The spec of torchvision's Resize(resize) and CenterCrop, with the libraries installed here.
+
+    Raises UserError where the resized image would be smaller than what is to be cut out of it.
+    """
+    if resize < max(height, width):
+        raise UserError(
+            f"--resize {resize}: must be at least the {max(height, width)} px that are cut out of the image"
+        )
     found = library_versions()
     return PreprocessingSpec(
-        height=size,
-        width=size,
+        height=height,
+        width=width,
         fit="crop",
         resize=resize,
         filter=filter,

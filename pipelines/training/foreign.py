@@ -158,7 +158,7 @@ def _spec(model: ForeignModel, transforms: Any) -> PreprocessingSpec:
     size = model.size or transforms.crop_size[0]
     # Another size keeps the published share of the image.
     resize = model.resize or round(transforms.resize_size[0] * size / transforms.crop_size[0])
-    return resized_and_cropped(size, resize, model.filter or transforms.interpolation.value)
+    return resized_and_cropped(size, size, resize, model.filter or transforms.interpolation.value)
 
 
 def _described(spec: PreprocessingSpec) -> str:
