@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.core.errors import UserError
-from pipelines.core.model_package import Origin
-from pipelines.core.pixelset import Pixels
-from pipelines.core.preprocessing import PreprocessingSpec
 
 MAX_BYTES = 2 * 1024**3 - 1
 """An ONNX file is one protobuf message, which cannot be larger."""
@@ -56,26 +48,31 @@ class ForeignModel:
     """One of OUTPUT_KINDS."""
     embedding: str = ""
 
+    @property
+    def words(self) -> dict[str, object]:
+        """What was said, apart from where the file lies."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value and key != "file"}
+
     def as_parameters(self) -> dict[str, str]:
         """What was said, as flat names; the class names apart."""
-        table = dataclasses.asdict(self)
-        return {f"import.{key}": str(value) for key, value in table.items() if value and key not in ("classes", "file")}
+        return {f"import.{key}": str(value) for key, value in self.words.items() if key != "classes"}
 
 
-class ForeignNetwork(Protocol):
-    """A foreign model, understood."""
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The file of a model that was trained elsewhere."""
 
-    spec: PreprocessingSpec
-    class_names: tuple[str, ...]
-    origin: Origin
-    notes: Sequence[str]
-    """What was found, and what was assumed for lack of a word."""
-
-    def logits(self, pixels_NHWC: Pixels, threads: int) -> NDArray[np.float32]:  # noqa: N803
-        """The original's own logits [N, C] of uint8 [N, H, W, 3]."""
-
-    def write(self, temperature: float, path: Path) -> int:
-        """Make the house's graph of it, and return its opset."""
+    form: str
+    """`onnx` or `torchvision`."""
+    file: str
+    """Its name, without a folder."""
+    sha256: str
+    size_bytes: int
+    """With the files that hold its data."""
+    architecture: str = ""
+    """torchvision's name of the network."""
+    data: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by name of the files that held tensors of an ONNX file; the package has them inside."""
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.errors import ImageError, IntegrityError, NotFound
+from pipelines.core.foreign import Origin
 from pipelines.core.onnx_file import has_external_data
 from pipelines.core.preprocessing import PreprocessingSpec, preprocess
 from pipelines.core.results import digest_json, from_json, sha256_file, to_json
@@ -75,23 +76,6 @@ class Lineage:
     code_digest: str
     run_id: str
     """`<dag_id>/<run_id>`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """The file of a model that was trained elsewhere."""
-
-    form: str
-    """`onnx` or `torchvision`."""
-    file: str
-    """Its name, without a folder."""
-    sha256: str
-    size_bytes: int
-    """With the files that hold its data."""
-    architecture: str = ""
-    """torchvision's name of the network."""
-    data: dict[str, str] = field(default_factory=dict)
-    """SHA-256 by name of the files that held tensors of an ONNX file; the package has them inside."""
 
 
 @dataclass(frozen=True, kw_only=True)

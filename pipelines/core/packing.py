@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pipelines.core import golden, model_package, variants
 from pipelines.core.calibration import fit_temperature
 from pipelines.core.errors import GateRejected, SourceError
+from pipelines.core.foreign import Origin
 from pipelines.core.inference import Classifier, Runtime, changed_answers, prove
-from pipelines.core.model_package import Description, GoldenImage, Lineage, ModelPackage, Origin, Parity, Variant
+from pipelines.core.model_package import Description, GoldenImage, Lineage, ModelPackage, Parity, Variant
 from pipelines.core.pixelset import Pixels, Split
 from pipelines.core.ports import Quantizer
 from pipelines.core.preprocessing import PreprocessingSpec, preprocess

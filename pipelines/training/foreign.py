@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipelines.core.errors import UserError
-from pipelines.core.foreign import ForeignModel
-from pipelines.core.model_package import Origin
+from pipelines.core.foreign import ForeignModel, Origin
 from pipelines.core.pixelset import Pixels
 from pipelines.core.preprocessing import PreprocessingSpec, resized_and_cropped
-from pipelines.core.results import sha256_file
+from pipelines.core.starting_weights import sha256_of
 from pipelines.training import export, published
 
 _NAMED = 5
@@ -24,12 +23,12 @@ _NAMED = 5
 
 
 class TorchvisionNetwork:
-    """Fulfils `core.foreign.ForeignNetwork`. Raises UserError for weights that do not fit."""
+    """Fulfils `core.ports.ForeignNetwork`. Raises UserError for weights that do not fit."""
 
     def __init__(self, model: ForeignModel) -> None:
         path = Path(model.file)
         state = _read(path)
-        sha256 = sha256_file(path)
+        sha256 = sha256_of(path)
         known = published.find(model.architecture, sha256)
         network, num_classes = _build(model.architecture, state, path, transforms_input=known is not None)
         self.class_names = _class_names(model, num_classes)
@@ -43,7 +42,7 @@ class TorchvisionNetwork:
             architecture=model.architecture,
         )
         mean, std = model.mean or tuple(transforms.mean), model.std or tuple(transforms.std)
-        self.notes = (
+        self.notes: Sequence[str] = (
             f"weights: {f'published as {known}' if known else 'not a file that torchvision published'}",
             f"pixels: {_described(self.spec)}, mean {_numbers(mean)}, std {_numbers(std)}"
             + ("" if known else f"; assumed as for the published weights of {model.architecture}"),

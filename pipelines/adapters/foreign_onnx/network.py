@@ -14,9 +14,8 @@ from pipelines.adapters.foreign_onnx.images import find_input
 from pipelines.adapters.foreign_onnx.reading import files_of, read
 from pipelines.adapters.foreign_onnx.wrapping import Plan, wrap
 from pipelines.core.errors import UserError
-from pipelines.core.foreign import ForeignModel
+from pipelines.core.foreign import ForeignModel, Origin
 from pipelines.core.inference import Runtime
-from pipelines.core.model_package import Origin
 from pipelines.core.pixelset import Pixels
 from pipelines.core.preprocessing import PreprocessingSpec
 from pipelines.core.results import sha256_file
@@ -27,7 +26,7 @@ _TOLERANCE = 1e-3
 
 
 class OnnxNetwork:
-    """Fulfils `core.foreign.ForeignNetwork`.
+    """Fulfils `core.ports.ForeignNetwork`.
 
     `pixels_of` makes some images' pixels [N, H, W, 3] by a spec: what the outputs mean is seen on them. Raises
     UserError that lists what was found where a word is missing.
@@ -57,7 +56,7 @@ class OnnxNetwork:
             pools=pools,
         )
         found = "said so" if model.output_kind else "found on the images"
-        self.notes = (*self._images.notes, f"output: {output}, {kind} ({found})", note)
+        self.notes: Sequence[str] = (*self._images.notes, f"output: {output}, {kind} ({found})", note)
         self.origin = _origin(self._path)
         self._check_batch(sample)
 

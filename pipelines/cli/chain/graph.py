@@ -33,6 +33,11 @@ def ingest_dag(settings: Settings, recipe_name: str) -> str:
     return _dag("ingest_images", settings, recipe_name)
 
 
+def import_dag(recipe_name: str) -> str:
+    """No DAG of Airflow's: a person starts an import, and its run folders are like those of the others."""
+    return f"import_model__{recipe_name}"
+
+
 def train_dag(settings: Settings, recipe_name: str) -> str:
     return _dag("train_classifier", settings, recipe_name)
 
