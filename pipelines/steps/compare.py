@@ -69,7 +69,8 @@ def compare(
         return Compared(
             verdict="unmeasured",
             accepted=deploy_unmeasured,
-            reason="no test image is of a class that the model knows: its accuracy is unknown",
+            reason="no test image is of a class that the model knows, so its accuracy is unknown; class folders with "
+            "the names of its classes would tell",
             champion_version=version,
             num_images=0,
         )
