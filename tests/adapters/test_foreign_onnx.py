@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from pipelines.adapters.foreign_onnx import OnnxNetwork, files_of
+from pipelines.adapters.quantization import OnnxQuantizer
 from pipelines.core.errors import UserError
 from pipelines.core.foreign import ForeignModel
 from pipelines.core.inference import Outputs, Runtime
@@ -78,6 +79,17 @@ def test_logits_are_recovered_from_probabilities(tmp_path: Path) -> None:
     assert np.abs(found.logits - network.logits(pixels(), 1)).max() < 1e-4
     assert np.abs(np.exp(found.logits).sum(axis=1) - 1).max() < 1e-4
     assert found.embedding.shape == (5, 8)
+
+
+def test_the_wrapped_graph_can_be_quantized(tmp_path: Path) -> None:
+    network = opened(export(TinyNetwork(softmax=True), tmp_path / "model.onnx"), **NORMALIZED)
+    fp32 = answers(network, tmp_path)
+    assert OnnxQuantizer().quantize(tmp_path / "wrapped.onnx", tmp_path / "int8.onnx", pixels(32))
+    OnnxQuantizer().set_temperature(tmp_path / "int8.onnx", 2.0)
+    int8 = Runtime((tmp_path / "int8.onnx").read_bytes(), provider="cpu").run_batch(pixels())
+    assert np.abs(int8.logits - fp32.logits).max() < 0.1 * np.abs(fp32.logits).max()
+    scaled = torch.softmax(torch.from_numpy(int8.logits) / 2, 1).numpy()
+    assert np.abs(int8.probabilities - scaled).max() < 1e-6
 
 
 def test_equal_files_give_equal_graphs_that_name_no_machine(tmp_path: Path) -> None:

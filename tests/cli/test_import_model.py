@@ -76,7 +76,7 @@ def imports(settings: Settings) -> Callable[..., Imported]:
         reporter = Reporter(storage, ResultStore(storage, settings.home / "cache"), quiet=True)
         found = run_import(settings, request, reporter, deploy=deploy)
         reused = [one.step for one in reporter.reports if one.reused]
-        return replace(found, notes=(*found.notes, *(f"{step} reused" for step in reused)))
+        return replace(found, understood=(*found.understood, *(f"{step} reused" for step in reused)))
 
     return run
 
@@ -99,7 +99,7 @@ def test_an_onnx_file_is_measured_registered_and_found_again(
     assert found.accuracy is not None
     assert found.accuracy.value == 1.0
     assert found.accuracy.low > 0.9
-    assert any("are of no class that the model knows" in note for note in found.notes)
+    assert any("are of no class that the model knows" in note for note in found.left_out)
     package = MlflowRegistry(settings).package("by-colour", 1)
     assert package.origin is not None
     assert (package.origin.form, package.origin.file) == ("onnx", "colours-012.onnx")
@@ -109,7 +109,7 @@ def test_an_onnx_file_is_measured_registered_and_found_again(
     assert prove(Classifier(package)).num_images == len(package.golden)
     again = imports("by-colour", model, colours)
     assert again.registered == found.registered
-    assert {"ingest reused", "snapshot reused", "export reused", "evaluate reused"} <= set(again.notes)
+    assert {"ingest reused", "snapshot reused", "export reused", "evaluate reused"} <= set(again.understood)
     trail = find_trail(settings, "by-colour:1", with_images=True)
     assert (trail["origin"]["sha256"], trail["images"]) == (package.origin.sha256, [])
     tags = MlflowRegistry(settings).version("by-colour", 1).tags

@@ -88,7 +88,7 @@ def _without_a_layer(state: State) -> object:
     [
         (
             _without_a_layer,
-            "not the weights of torchvision's squeezenet1_1: it lacks features.0.weight, features.0.bias",
+            "torchvision's squeezenet1_1: it lacks features.0.weight, features.0.bias",
         ),
         (lambda state: {**state, "more": torch.zeros(1)}, "it has more$"),
         (

@@ -40,8 +40,10 @@ class Imported:
     """On the labelled test images; None where there are none."""
     num_images: int
     """Test images measured."""
-    notes: tuple[str, ...]
-    """How the model was understood, and what was left out of the data."""
+    understood: tuple[str, ...]
+    """How the model was taken: what was found in it, and what was assumed."""
+    left_out: tuple[str, ...]
+    """What a person should know of the data."""
     deployed: Deployed | None
 
     def as_json(self) -> dict[str, Any]:
@@ -58,7 +60,8 @@ class Imported:
             "reason": self.compared.reason,
             "deployed": self.deployed is not None,
             "url": self.deployed.url if self.deployed else None,
-            "notes": list(self.notes),
+            "understood": list(self.understood),
+            "left_out": list(self.left_out),
         }
 
 
@@ -115,12 +118,13 @@ def _outcome(settings: Settings, run: RunId) -> Imported:
     left_out = [*found["assemble"].load(Assembled).notes, *snapshot.warnings]
     if measured and measured.num_images < snapshot.split_counts["test"]:
         unknown = snapshot.split_counts["test"] - measured.num_images
-        left_out.append(f"{unknown:,} test images are of no class that the model knows; they are left out")
+        left_out.append(f"{unknown:,} test images are of no class that the model knows")
     return Imported(
         registered=found["register"].load(Registered),
         compared=found["compare"].load(Compared),
         accuracy=measured.accuracy if measured else None,
         num_images=measured.num_images if measured else 0,
-        notes=(*_understood(found["export"]), *left_out),
+        understood=tuple(_understood(found["export"])),
+        left_out=tuple(left_out),
         deployed=found["deploy"].load(Deployed) if "deploy" in found else None,
     )

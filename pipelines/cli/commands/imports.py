@@ -128,9 +128,9 @@ def import_model(
 
 
 def _summary(found: Imported) -> str:
-    """For people: what was found, how good it is, what serves."""
+    """For people: how good it is and what serves. How it was understood was said on the way."""
     model, version, accuracy = found.registered.model, found.registered.version, found.accuracy
-    lines = [f"  {note}" for note in found.notes]
+    lines = [f"data: {note}" for note in found.left_out]
     if accuracy is None:
         lines.append("accuracy: unknown, for no test image is labelled with a class that the model knows")
     else:
