@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.core import manifest
 from pipelines.core.model_package import Lineage
@@ -58,34 +57,30 @@ def adopt(
 
     network = open_network(pixels_of)
     pixels = pixels_of(network.spec, MAX_IMAGES)
-    held_out = Split(
-        images=DecodedImages([pixels]),
-        labels=_labels(chosen, network.class_names),
-        weights=np.ones(len(chosen.ids), np.float32),
-        ids=chosen.ids,
-    )
     packing = Packing(
         folder=out / "package",
         name=recipe.name,
         class_names=network.class_names,
         spec=network.spec,
-        held_out=held_out,
+        held_out=_held_out(chosen, pixels, network.class_names),
         read_image=read_image,
         bounds=recipe.export,
         threads=recipe.training.threads,
     )
     packing.folder.mkdir()
     packing.add_fp32(network.logits(pixels, packing.threads), network.write)
-    calibration = np.linspace(0, len(held_out) - 1, min(recipe.export.num_calibration_images, len(held_out)))
+    calibration = np.linspace(0, len(pixels) - 1, min(recipe.export.num_calibration_images, len(pixels)))
     packing.add_int8(quantizer, lambda: pixels[calibration.astype(np.int64)])
     exported = packing.seal(lineage, out / "variants.json", network.origin)
-    num_fitted = int((held_out.labels >= 0).sum())
-    fitted = (
-        f"fitted on {num_fitted:,} validation images" if num_fitted else "no labelled validation image to fit it on"
-    )
-    notes = [*network.notes, f"temperature: {packing.temperatures['fp32']:g}, {fitted}"]
+    notes = [*network.notes, _temperature_note(packing)]
     (out / "notes.json").write_text(json.dumps(notes, indent=1))
     return exported, packing.latency_ms
+
+
+def _temperature_note(packing: Packing) -> str:
+    num_fitted = int((packing.held_out.labels >= 0).sum())
+    how = f"fitted on {num_fitted:,} validation images" if num_fitted else "no labelled validation image to fit it on"
+    return f"temperature: {packing.temperatures['fp32']:g}, {how}"
 
 
 def _choose(snapshot: Path) -> _Chosen:
@@ -96,6 +91,11 @@ def _choose(snapshot: Path) -> _Chosen:
     return _Chosen(ids=[row["image_id"] for row in found], labels=[row["label"] if val else None for row in found])
 
 
-def _labels(chosen: _Chosen, class_names: tuple[str, ...]) -> NDArray[np.int64]:
+def _held_out(chosen: _Chosen, pixels_NHWC: Pixels, class_names: tuple[str, ...]) -> Split:  # noqa: N803
     positions: dict[str | None, int] = {name: label for label, name in enumerate(class_names)}
-    return np.array([positions.get(label, UNLABELLED) for label in chosen.labels], np.int64)
+    return Split(
+        images=DecodedImages([pixels_NHWC]),
+        labels=np.array([positions.get(label, UNLABELLED) for label in chosen.labels], np.int64),
+        weights=np.ones(len(chosen.ids), np.float32),
+        ids=chosen.ids,
+    )

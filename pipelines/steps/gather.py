@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,6 +31,25 @@ def gather(assembled: Path, name: str, options: Split, storage: Storage, out: Pa
     if not table.num_rows:
         raise SourceError("no readable image in the data: the model is proved, and measured, on images")
     assignment = _assign(table, options)
+    composed = _composed(table, assignment)
+    snapshot_id = manifest.rows_digest(composed)
+    manifest.write(out / "manifest.parquet", composed)
+    datasets.keep_snapshot(storage, snapshot_id, out / "manifest.parquet")
+    counts = Counter(composed["split"].to_pylist())
+    num_learned = composed["excluded_reason"].to_pylist().count(_LEARNED)
+    learned = (f"{num_learned:,} images left out: {_LEARNED}",) if num_learned else ()
+    return Snapshotted(
+        snapshot_id=snapshot_id,
+        dataset=name,
+        class_names=tuple(sorted({label for label in table["label"].to_pylist() if label is not None})),
+        num_images=composed.num_rows,
+        split_counts={split: counts[split] for split in (*SPLITS, EXCLUDED)},
+        warnings=(*assignment.warnings, *learned),
+    )
+
+
+def _composed(table: pa.Table, assignment: Assignment) -> pa.Table:
+    """Rows of manifest.SNAPSHOT."""
     learned = [split == "train" for split in table["split"].to_pylist()]
     splits = [
         EXCLUDED if hers else "test" if split == "train" else split
@@ -46,23 +64,7 @@ def gather(assembled: Path, name: str, options: Split, storage: Storage, out: Pa
         "excluded_reason": pa.array(reasons, pa.string()),
         "interval": pa.array([STATIC] * table.num_rows, pa.string()),
     }
-    composed = pa.table(columns).select(manifest.SNAPSHOT.names).cast(manifest.SNAPSHOT)
-    snapshot_id = manifest.rows_digest(composed)
-    manifest.write(out / "manifest.parquet", composed)
-    datasets.keep_snapshot(storage, snapshot_id, out / "manifest.parquet")
-    counts = Counter(splits)
-    if any(learned):
-        assignment = replace(
-            assignment, warnings=(*assignment.warnings, f"{sum(learned):,} images left out: {_LEARNED}")
-        )
-    return Snapshotted(
-        snapshot_id=snapshot_id,
-        dataset=name,
-        class_names=tuple(sorted({label for label in table["label"].to_pylist() if label is not None})),
-        num_images=composed.num_rows,
-        split_counts={split: counts[split] for split in (*SPLITS, EXCLUDED)},
-        warnings=assignment.warnings,
-    )
+    return pa.table(columns).select(manifest.SNAPSHOT.names).cast(manifest.SNAPSHOT)
 
 
 def _assign(table: pa.Table, options: Split) -> Assignment:

@@ -74,7 +74,7 @@ def imports(settings: Settings) -> Callable[..., Imported]:
         )
         storage = storage_of(settings)
         reporter = Reporter(storage, ResultStore(storage, settings.home / "cache"), quiet=True)
-        found = run_import(settings, request, reporter, deploy=deploy)
+        found = run_import(settings, request, reporter, deploy=deploy, start_platform=lambda: None)
         reused = [one.step for one in reporter.reports if one.reused]
         return replace(found, understood=(*found.understood, *(f"{step} reused" for step in reused)))
 
@@ -170,6 +170,19 @@ def test_torchvisions_mobilenet_answers_through_the_gateway_as_torchvision_does(
             assert np.abs(served - expected).max() < 1e-5
         status, body = ask(settings.gateway_port, "/v1/models/mobilenet/embed", path.read_bytes())
         assert (status, len(body["embedding"])) == (200, 1280)
+
+
+def test_a_model_that_is_not_understood_is_told_before_the_platform_is_started(
+    home_settings: Settings, colours: Path, tmp_path: Path
+) -> None:
+    model = mean_colour(tmp_path)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    words = ["--name", "x1", "--onnx", model.file, "--data", str(colours), "--classes", str(tmp_path / "names.txt")]
+    with pytest.raises(UserError, match=r"no output has a number for each of the 2 names .* answers \[N, 3\]"):
+        CliRunner().invoke(app, ["import-model", *words], catch_exceptions=False)
+    with pytest.raises(UserError, match="no such file or folder"):
+        CliRunner().invoke(app, ["import-model", *words, "--data", "/none"], catch_exceptions=False)
+    assert not (home_settings.home / "secrets").exists()
 
 
 @pytest.mark.parametrize(

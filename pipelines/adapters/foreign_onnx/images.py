@@ -64,15 +64,7 @@ def find_input(graph: Any, model: ForeignModel) -> ImageInput:
     chosen = _chosen(inputs, model)
     dims = [one.dim_value for one in chosen.type.tensor_type.shape.dim]
     layout = _layout(dims, chosen, model)
-    height, width = (dims[2], dims[3]) if layout == "NCHW" else (dims[1], dims[2])
-    if model.size:
-        if (height or model.size, width or model.size) != (model.size, model.size):
-            raise UserError(
-                f"--size {model.size}: the input {_described(chosen)} is {width} x {height} px; leave it out"
-            )
-        height = width = model.size
-    if not height or not width:
-        raise UserError(f"the input {_described(chosen)} leaves its size open: give --size, the side in px")
+    height, width = _size(dims, layout, chosen, model)
     element_type = chosen.type.tensor_type.elem_type
     factor, offset, note = _normalization(model, element_type == _types()["uint8"])
     resize = model.resize or round(max(height, width) * _USUAL_SHARE)
@@ -113,6 +105,20 @@ def _chosen(inputs: Sequence[Any], model: ForeignModel) -> Any:
 def _may_be_images(value: Any) -> bool:
     tensor = value.type.tensor_type
     return tensor.elem_type in _types().values() and len(tensor.shape.dim) == 4
+
+
+def _size(dims: Sequence[int], layout: str, chosen: Any, model: ForeignModel) -> tuple[int, int]:
+    """Height and width, px."""
+    height, width = (dims[2], dims[3]) if layout == "NCHW" else (dims[1], dims[2])
+    if model.size:
+        if (height or model.size, width or model.size) != (model.size, model.size):
+            raise UserError(
+                f"--size {model.size}: the input {_described(chosen)} is {width} x {height} px; leave it out"
+            )
+        height = width = model.size
+    if not height or not width:
+        raise UserError(f"the input {_described(chosen)} leaves its size open: give --size, the side in px")
+    return height, width
 
 
 def _layout(dims: Sequence[int], chosen: Any, model: ForeignModel) -> str:

@@ -12,7 +12,6 @@ from pipelines.core.foreign import FILTERS, INPUT_RANGES, LAYOUTS, OUTPUT_KINDS,
 from pipelines.core.recipe import Recipe, Source
 from pipelines.settings import Settings
 
-_CHANNELS = 3
 _ONNX_ONLY = ("input_range", "layout", "input", "output", "output_kind", "embedding")
 _CHOICES = {"filter": FILTERS, "input_range": INPUT_RANGES, "layout": LAYOUTS, "output_kind": OUTPUT_KINDS}
 
@@ -44,13 +43,13 @@ def class_names(text: str, *, needed: bool) -> tuple[str, ...]:
 
 def channels(option: str, text: str) -> tuple[float, ...]:
     """Three numbers from R,G,B. Raises UserError."""
+    if not text:
+        return ()
     try:
-        values = tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        values = (0.0,)
-    if len(values) not in (0, _CHANNELS):
-        raise UserError(f"{option} {text}: expected three numbers, such as 0.485,0.456,0.406")
-    return values
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"{option} {text}: expected three numbers, such as 0.485,0.456,0.406") from error
+    return red, green, blue
 
 
 def checked(model: ForeignModel) -> ForeignModel:

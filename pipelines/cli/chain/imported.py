@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +27,8 @@ from pipelines.core.values import (
 )
 from pipelines.settings import Settings
 
+_NEEDS_PLATFORM = "compare"
+"""The first step that asks a database."""
 _AFTER_REGISTRATION = ("gate", "build_bento", "deploy")
 
 
@@ -65,8 +67,13 @@ class Imported:
         }
 
 
-def run_import(settings: Settings, request: RunRequest, reporter: Reporter, *, deploy: bool) -> Imported:
-    """Every step, reusing what is finished. Needs PostgreSQL, and to deploy the whole of what serves.
+def run_import(
+    settings: Settings, request: RunRequest, reporter: Reporter, *, deploy: bool, start_platform: Callable[[], None]
+) -> Imported:
+    """Every step, reusing what is finished.
+
+    The platform is started once it is needed, after the model was understood and measured: what a person has to mend is
+    told before a minute is spent on that.
 
     Raises what a step raises: UserError for a model or data to mend, GateRejected (the version stays registered),
     DeploymentFailed.
@@ -75,6 +82,8 @@ def run_import(settings: Settings, request: RunRequest, reporter: Reporter, *, d
     run = RunId(dag_id=graph.import_dag(name), run_id=f"import__{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}")
     for step in graph.IMPORT:
         if deploy or step not in _AFTER_REGISTRATION:
+            if step == _NEEDS_PLATFORM:
+                start_platform()
             _execute(settings, IMPORT_STEPS[step], run, request)
             reporter.step_finished(run, "", step)
             if step == "export":

@@ -97,6 +97,7 @@ def import_model(
     from pipelines.core.results import ResultStore
 
     settings = settings_module.load()
+    recipe = asked.recipe_of(settings, name, data, int8=int8)
     file = asked.model_file(settings, onnx=onnx, torchvision=torchvision, weights=weights)
     model = ForeignModel(
         form="torchvision" if torchvision else "onnx",
@@ -115,15 +116,14 @@ def import_model(
         output_kind=output_kind,
         embedding=embedding,
     )
-    request = RunRequest(
-        recipe=asked.recipe_of(settings, name, data, int8=int8),
-        foreign=asked.checked(model),
-        deploy_unmeasured=deploy_unmeasured,
-    )
+    request = RunRequest(recipe=recipe, foreign=asked.checked(model), deploy_unmeasured=deploy_unmeasured)
     storage = storage_of(settings)
     reporter = Reporter(storage, ResultStore(storage, settings.home / "cache"))
-    start_platform(settings, reporter, direct=True)
-    found = run_import(settings, request, reporter, deploy=deploy)
+
+    def start() -> None:
+        start_platform(settings, reporter, direct=True)
+
+    found = run_import(settings, request, reporter, deploy=deploy, start_platform=start)
     typer.echo(json.dumps(found.as_json(), indent=1) if as_json else _summary(found))
 
 
