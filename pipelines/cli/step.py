@@ -13,13 +13,14 @@ from pathlib import Path
 from pipelines import settings as settings_module
 from pipelines.core import recipe as recipes
 from pipelines.core.actors import person
+from pipelines.core.errors import UserError
 from pipelines.core.processes import die_with_parent
 from pipelines.core.runs import RunId, RunRequest
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the step. Errors are raised to the caller, which maps them to exit codes."""
-    from pipelines.cli.wiring import STEPS
+    from pipelines.cli.wiring import STEPS, steps_of
 
     parser = argparse.ArgumentParser(prog="darkroom step", description="Run one step of a run.")
     parser.add_argument("step", choices=list(STEPS), metavar="STEP", help=", ".join(STEPS))
@@ -47,10 +48,14 @@ def main(arguments: Sequence[str]) -> int:
         recipe = recipes.get(options.recipe, *settings.recipe_folders)
         changes = {key: value for key, value in json.loads(options.set).items() if value is not None}
         request = RunRequest(recipe=recipes.override(recipe, changes), interval=options.interval, as_of=options.as_of)
+    run = RunId.parse(options.run)
+    steps = steps_of(run.dag_id)
+    if options.step not in steps:
+        raise UserError(f"step {options.step}: {run} has no such step; it has {', '.join(steps)}")
     outcome = execute(
         settings,
-        STEPS[options.step],
-        RunId.parse(options.run),
+        steps[options.step],
+        run,
         shard=options.shard,
         request=request,
         force=options.force,

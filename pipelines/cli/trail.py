@@ -9,6 +9,7 @@ from pipelines.cli.execute import storage_of
 from pipelines.cli.model_names import find_version
 from pipelines.core import manifest, package_store
 from pipelines.core.datasets import snapshot_key
+from pipelines.core.results import to_json
 from pipelines.core.storage import Storage
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def find_trail(settings: Settings, text: str, *, with_images: bool) -> dict[str,
         "source": recipe["source"]["uri"],
         "recipe_keys": recipe,
     }
+    if package.origin is not None:
+        trail["origin"] = to_json(package.origin)
     if with_images:
         trail["images"] = _training_images(settings, storage, package)
         trail["num_images"] = len(trail["images"])
@@ -45,8 +48,11 @@ def find_trail(settings: Settings, text: str, *, with_images: bool) -> dict[str,
 
 
 def _training_images(settings: Settings, storage: Storage, package: ModelPackage) -> list[dict[str, str]]:
-    """image_id, label and source_uri of each image of the training split, by source_uri."""
+    """image_id, label and source_uri of each image of the training split, by source_uri; none for an import."""
     import pyarrow.compute as pc
+
+    if package.origin is not None:
+        return []
 
     cache = settings.home / "cache"
     learned = manifest.read(

@@ -14,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from pipelines.core.errors import PlatformError
 from pipelines.core.results import digest_json
@@ -45,6 +47,17 @@ def interval_key(name: str, interval: str, digest: str, table: str = "manifest")
 
 def snapshot_key(snapshot_id: str) -> str:
     return f"snapshots/{snapshot_id}/manifest.parquet"
+
+
+def keep_snapshot(storage: Storage, snapshot_id: str, manifest: Path) -> None:
+    """Store a composed set's manifest by its id; nothing happens where it is there."""
+    key = snapshot_key(snapshot_id)
+    storage.refresh(key)  # gc spares what is in use
+    if not storage.exists(key):
+        copy = manifest.with_name("copy.parquet")  # the store may move what it is given
+        shutil.copyfile(manifest, copy)
+        storage.write_file(key, copy)
+        copy.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)

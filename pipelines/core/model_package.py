@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.errors import ImageError, IntegrityError, NotFound
+from pipelines.core.foreign import Origin
 from pipelines.core.onnx_file import has_external_data
 from pipelines.core.preprocessing import PreprocessingSpec, preprocess
 from pipelines.core.results import digest_json, from_json, sha256_file, to_json
@@ -95,8 +96,10 @@ class Description:
     decisions: dict[str, str] = field(default_factory=dict)
     """Why a variant does or does not serve, by variant."""
     metrics: dict[str, Interval] = field(default_factory=dict)
-    """Test metrics of the serving variant; empty until it is evaluated."""
+    """Test metrics of the serving variant; empty until it is evaluated, and where no image is labelled."""
     num_test_images: int = 0
+    origin: Origin | None = None
+    """None for a model that was trained here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,10 @@ class ModelPackage:
         return self.description.lineage
 
     @property
+    def origin(self) -> Origin | None:
+        return self.description.origin
+
+    @property
     def golden(self) -> tuple[GoldenImage, ...]:
         return self.description.golden
 
@@ -175,11 +182,14 @@ def golden_logits_file(variant: str) -> str:
 
 def write(folder: Path, description: Description, preprocessing: PreprocessingSpec) -> ModelPackage:
     """Seal a folder whose other files are in place: package.json, written last and atomically."""
+    described = to_json(description)
+    if description.origin is None:
+        del described["origin"]
     table = {
         "format": FORMAT,
         "preprocessing": preprocessing.to_json(),
         "files": {name: sha256_file(folder / name) for name in sorted(_files(folder)) if name != MANIFEST},
-        **to_json(description),
+        **described,
     }
     temporary = folder / f"{MANIFEST}.partial"
     temporary.write_text(json.dumps(table, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")

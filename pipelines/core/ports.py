@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipelines.core.deployments import Build, Deployment, ServingSpec, Withdrawn
+from pipelines.core.foreign import Origin
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.pixelset import Pixels
+from pipelines.core.preprocessing import PreprocessingSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +47,22 @@ class Quantizer(Protocol):
 
     def set_temperature(self, model: Path, temperature: float) -> None:
         """Change what divides the logits before the softmax, in place."""
+
+
+class ForeignNetwork(Protocol):
+    """A model that was trained elsewhere, understood."""
+
+    spec: PreprocessingSpec
+    class_names: tuple[str, ...]
+    origin: Origin
+    notes: Sequence[str]
+    """What was found, and what was assumed for lack of a word."""
+
+    def logits(self, pixels_NHWC: Pixels, threads: int) -> NDArray[np.float32]:  # noqa: N803
+        """The original's own logits [N, C] of uint8 [N, H, W, 3]."""
+
+    def write(self, temperature: float, path: Path) -> int:
+        """Make an ONNX file with the house's inputs and outputs of it, and return its opset."""
 
 
 @dataclass(frozen=True, kw_only=True)

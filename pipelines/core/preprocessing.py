@@ -20,7 +20,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
-from pipelines.core.errors import ImageError, IntegrityError, PlatformError
+from pipelines.core.errors import ImageError, IntegrityError, PlatformError, UserError
 from pipelines.core.recipe import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -50,6 +50,9 @@ class PreprocessingSpec:
     width: int
     fit: str
     """`crop` keeps the aspect and crops the centre, `squash` stretches."""
+    resize: int = 0
+    """With `crop`: the shorter side, px, that an image is resized to before its centre is cut out, as torchvision does
+    it; 0 keeps as much of the image as the model's shape allows."""
     filter: str = "bilinear"
     """Antialiased; its support grows with the reduction."""
     decoder: str = "pillow"
@@ -58,7 +61,13 @@ class PreprocessingSpec:
     libjpeg: str = ""
 
     def to_json(self) -> dict[str, str | int]:
-        return dataclasses.asdict(self)
+        """`resize` is left out where it does nothing, so that packages without it keep their digests."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "resize" or value}
+
+    @property
+    def least(self) -> tuple[int, int]:
+        """Width and height, px, below which decoding must not reduce an image."""
+        return max(self.width, self.resize), max(self.height, self.resize)
 
     @classmethod
     def from_json(cls, table: Mapping[str, str | int]) -> PreprocessingSpec:
@@ -86,6 +95,27 @@ def spec_of(section: Preprocessing) -> PreprocessingSpec:
         height=section.height,
         width=section.width,
         fit=section.fit,
+        pillow=found["pillow"],
+        libjpeg=found["libjpeg"],
+    )
+
+
+def resized_and_cropped(height: int, width: int, resize: int, filter: str) -> PreprocessingSpec:  # noqa: A002
+    """The spec of torchvision's Resize(resize) and CenterCrop, with the libraries installed here.
+
+    Raises UserError where the resized image would be smaller than what is to be cut out of it.
+    """
+    if resize < max(height, width):
+        raise UserError(
+            f"--resize {resize}: must be at least the {max(height, width)} px that are cut out of the image"
+        )
+    found = library_versions()
+    return PreprocessingSpec(
+        height=height,
+        width=width,
+        fit="crop",
+        resize=resize,
+        filter=filter,
         pillow=found["pillow"],
         libjpeg=found["libjpeg"],
     )
@@ -157,11 +187,13 @@ def _only_image_errors(data: bytes) -> Iterator[None]:
 
 def preprocess(data: bytes, spec: PreprocessingSpec) -> npt.NDArray[np.uint8]:
     """Pixels uint8 [height, width, 3] (RGB) of encoded bytes. Raises what `decode` raises."""
-    return resize(decode(data, at_least=(spec.width, spec.height)).image, spec)
+    return resize(decode(data, at_least=spec.least).image, spec)
 
 
 def resize(image: Image.Image, spec: PreprocessingSpec) -> npt.NDArray[np.uint8]:
     """Pixels uint8 [height, width, 3] of an RGB image."""
+    if spec.resize:
+        return _centre_of_resized(image, spec)
     box = (0.0, 0.0, float(image.width), float(image.height))
     if spec.fit == "crop":
         scale = min(image.width / spec.width, image.height / spec.height)
@@ -173,6 +205,25 @@ def resize(image: Image.Image, spec: PreprocessingSpec) -> npt.NDArray[np.uint8]
             min(image.height - top, float(image.height)),
         )
     return np.array(image.resize((spec.width, spec.height), _FILTERS[spec.filter], box=box), dtype=np.uint8)
+
+
+def _centre_of_resized(image: Image.Image, spec: PreprocessingSpec) -> npt.NDArray[np.uint8]:
+    """What torchvision's Resize(resize) and CenterCrop keep, pixel for pixel: sizes and corners are rounded as there.
+
+    Where the whole would have too many pixels (a line of 24 million by 1 px, 256 px high, is a terabyte) only those
+    that are kept are made, which may differ by 1/255 in one of a thousand.
+    """
+    short, long = min(image.size), max(image.size)
+    far = int(spec.resize * long / short)
+    width, height = (spec.resize, far) if image.width <= image.height else (far, spec.resize)
+    left, top = round((width - spec.width) / 2), round((height - spec.height) / 2)
+    right, bottom = left + spec.width, top + spec.height
+    chosen = _FILTERS[spec.filter]
+    if width * height <= MAX_PIXELS:
+        return np.array(image.resize((width, height), chosen).crop((left, top, right, bottom)), dtype=np.uint8)
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
+    return np.array(image.resize((spec.width, spec.height), chosen, box=box), dtype=np.uint8)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ def from_json(cls: type[T], table: Mapping[str, Any]) -> T:
 
 def _revive(hint: Any, value: Any) -> Any:
     origin = typing.get_origin(hint)
+    if origin is types.UnionType:  # `X | None`
+        return None if value is None else _revive(typing.get_args(hint)[0], value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return from_json(hint, value)
     if origin is tuple and isinstance(value, list):

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from pipelines.core.errors import NotFound
+from pipelines.core.foreign import ForeignModel
 from pipelines.core.recipe import Recipe, from_dict, to_dict
 from pipelines.core.results import from_json
 from pipelines.core.storage import Storage
@@ -47,6 +48,10 @@ class RunRequest:
     """Ingest: `static`, or the first day of the data interval (YYYY-MM-DD)."""
     as_of: str = ""
     """Training: compose the intervals up to this day only; empty takes all."""
+    foreign: ForeignModel | None = None
+    """Import: the model."""
+    deploy_unmeasured: bool = False
+    """Import: a person takes a model whose accuracy nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,14 @@ class RunFolder:
         if found is None:
             raise NotFound(f"run {self.run}: not started; give its first step --recipe")
         table = json.loads(found[0])
-        return RunRequest(recipe=from_dict(table["recipe"]), interval=table["interval"], as_of=table["as_of"])
+        foreign = table.get("foreign")
+        return RunRequest(
+            recipe=from_dict(table["recipe"]),
+            interval=table["interval"],
+            as_of=table["as_of"],
+            foreign=from_json(ForeignModel, foreign) if foreign else None,
+            deploy_unmeasured=table.get("deploy_unmeasured", False),
+        )
 
     def begin(self, request: RunRequest) -> RunRequest:
         """Start the run: freeze its request, and forget what an earlier attempt made.
@@ -95,7 +107,13 @@ class RunFolder:
         for entry in list(self.storage.list(f"{self.prefix}/")):
             if not entry.key.endswith("/run.json"):
                 self.storage.delete(entry.key)
-        table = {"recipe": to_dict(request.recipe), "interval": request.interval, "as_of": request.as_of}
+        table = {
+            "recipe": to_dict(request.recipe),
+            "interval": request.interval,
+            "as_of": request.as_of,
+            "foreign": dataclasses.asdict(request.foreign) if request.foreign else None,
+            "deploy_unmeasured": request.deploy_unmeasured,
+        }
         self.storage.write(f"{self.prefix}/run.json", json.dumps(table, indent=1).encode())
         return request
 

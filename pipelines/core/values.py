@@ -190,12 +190,19 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unmeasured:
+    """`evaluate` of an import without labelled images. Files: package/ (the final model package, without metrics)."""
+
+    package_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compared:
     """`compare` (effect). Candidate and champion scored now on common test rows."""
 
     verdict: str
-    """better, not_worse, worse, too_few, same (the candidate is the champion) or rolled_back (it was, and a rollback
-    took it away)."""
+    """better, not_worse, worse, too_few, same (the candidate is the champion), rolled_back (it was, and a rollback
+    took it away) or unmeasured (an import without labelled images)."""
     accepted: bool
     reason: str
     champion_version: int | None

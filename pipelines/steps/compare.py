@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.core import manifest, model_package
@@ -43,11 +44,14 @@ def compare(
     gate: Gate,
     split: Split,
     threads: int,
+    deploy_unmeasured: bool = False,
 ) -> Compared:
     """`candidate` is the final package's folder, `snapshot` the manifest it was trained on.
 
-    Content that a person has rolled back from is refused unseen: figures let it pass once, and reality did not. The
-    images judged on, and who was right, go to `out`/judged.json.
+    Content that a person has rolled back from is refused unseen: figures let it pass once, and reality did not. A
+    candidate that no test image can measure, as a foreign one may be, is accepted where a person says so.
+    Images of classes that neither model knows judge neither. The images judged on, and who was right, go to
+    `out`/judged.json.
     """
     package = model_package.load(candidate)
     version = champion.version if champion else None
@@ -60,8 +64,19 @@ def compare(
             f"{withdrawn.returned_to}, at {withdrawn.at[:19]} UTC"
         )
         return Compared(verdict="rolled_back", accepted=False, reason=reason, champion_version=version, num_images=0)
-    known = manifest.read(champion.snapshot, COLUMNS) if champion else None
-    rows = unseen_test_rows(manifest.read(snapshot, COLUMNS), known, split)
+    table = manifest.read(snapshot, COLUMNS)
+    if not _measurable(table, package):
+        return Compared(
+            verdict="unmeasured",
+            accepted=deploy_unmeasured,
+            reason="no test image is of a class that the model knows, so its accuracy is unknown; class folders with "
+            "the names of its classes would tell",
+            champion_version=version,
+            num_images=0,
+        )
+    rows = unseen_test_rows(table, manifest.read(champion.snapshot, COLUMNS) if champion else None, split)
+    known = {*package.class_names, *(champion.package.class_names if champion else ())}
+    rows = rows.filter(pc.is_in(rows["label"], pa.array(sorted(known))))
     hits = _hits(package, rows, read_image, threads)
     if champion:
         others = _hits(champion.package, rows, read_image, threads) if rows.num_rows else hits
@@ -78,6 +93,11 @@ def compare(
         champion_version=version,
         num_images=rows.num_rows,
     )
+
+
+def _measurable(snapshot: pa.Table, package: ModelPackage) -> bool:
+    labels = set(snapshot.filter(pc.equal(snapshot["split"], "test"))["label"].to_pylist())
+    return not labels.isdisjoint(package.class_names)
 
 
 def _hits(package: ModelPackage, rows: pa.Table, read_image: Callable[[str], bytes], threads: int) -> NDArray[np.bool_]:

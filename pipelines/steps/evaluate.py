@@ -33,16 +33,17 @@ def evaluate(
 ) -> Evaluated:
     """Bytes of the test images (by image_id from `read_image`) go through the serving path, once.
 
-    `exported` is the package without metrics, `snapshot` the snapshot's manifest. Raises UserError for a snapshot
-    without test images.
+    `exported` is the package without metrics, `snapshot` the snapshot's manifest. Images of classes that the model does
+    not know, as a foreign one may not, are left out. Raises UserError for a snapshot without test images.
     """
     package = model_package.load(exported)
     table = manifest.read(snapshot, ["image_id", "label", "split", "source_uri"])
     rows = [row for row in table.to_pylist() if row["split"] == "test"]
     if not rows:
         raise UserError("the snapshot has no test images: add images or raise split.test_share")
-    image_ids = [row["image_id"] for row in rows]
     positions = {name: label for label, name in enumerate(package.class_names)}
+    rows = [row for row in rows if row["label"] in positions]
+    image_ids = [row["image_id"] for row in rows]
     labels = np.array([positions[row["label"]] for row in rows], np.int64)
 
     logits = score(Classifier(package), image_ids, read_image, threads)

@@ -12,6 +12,7 @@ def gate(compared: Compared, registered: Registered) -> Gated:
         words = {
             "worse": "worse than what serves",
             "too_few": "too few images to tell",
+            "unmeasured": "not measured",
             "rolled_back": "it served before and was rolled back from",
         }
         raise GateRejected(

@@ -18,6 +18,9 @@ from pipelines.core.runs import RunFolder, RunId
 from pipelines.core.storage import Storage
 from pipelines.core.values import Compared, Registered, Trained
 
+_PICTURES = ("confusion.png", "mistakes.png", "metrics.json")
+"""What an evaluation leaves for people; there is none where nothing could be measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -25,12 +28,14 @@ class Candidate:
 
     evaluated: Path
     """Result folder of `evaluate`: package/, metrics.json, pictures."""
-    training_set: Path
-    """training_set.parquet."""
-    history: Path
-    """history.json of the training."""
-    trained: Trained
     compared: Compared
+    training_set: Path | None = None
+    """training_set.parquet; None, as the two below, for a model that was trained elsewhere."""
+    history: Path | None = None
+    """history.json of the training."""
+    trained: Trained | None = None
+    parameters: Mapping[str, str] | None = None
+    """What made the model; by default the recipe's keys."""
 
 
 def register(candidate: Candidate, recipe: Recipe, registry: ModelRegistry, storage: Storage) -> Registered:
@@ -38,10 +43,9 @@ def register(candidate: Candidate, recipe: Recipe, registry: ModelRegistry, stor
     package = model_package.load(candidate.evaluated / "package")
     package_store.put(storage, package)
     made_by = _recipe_of(package, recipe, storage)
-    lineage = {
-        "training_set.parquet": candidate.training_set.read_bytes(),
-        "recipe.json": json.dumps(recipes.to_dict(made_by), indent=1).encode(),
-    }
+    lineage = {"recipe.json": json.dumps(recipes.to_dict(made_by), indent=1).encode()}
+    if candidate.training_set is not None:
+        lineage["training_set.parquet"] = candidate.training_set.read_bytes()
     for name, content in lineage.items():
         # What was written first was written nearest to the making; a later run may have reused the package.
         key = package_store.lineage_key(package.digest, name)
@@ -51,11 +55,11 @@ def register(candidate: Candidate, recipe: Recipe, registry: ModelRegistry, stor
         Registration(
             model=recipe.name,
             package=package,
-            tracking_run_id=candidate.trained.tracking_run_id,
-            parameters=parameters(recipe),
+            tracking_run_id=candidate.trained.tracking_run_id if candidate.trained else "",
+            parameters=parameters(recipe) if candidate.parameters is None else candidate.parameters,
             metrics=figures(package),
-            history=read_history(candidate.history),
-            pictures=[candidate.evaluated / name for name in ("confusion.png", "mistakes.png", "metrics.json")],
+            history=read_history(candidate.history) if candidate.history else [],
+            pictures=[path for name in _PICTURES if (path := candidate.evaluated / name).exists()],
             tags=tags(package, candidate.compared),
         )
     )
@@ -87,8 +91,8 @@ def figures(package: ModelPackage) -> dict[str, float]:
 
 def tags(package: ModelPackage, compared: Compared) -> dict[str, str]:
     """What made the version, and what was said of it."""
-    lineage, accuracy = package.lineage, package.metrics["accuracy"]
-    return {
+    lineage = package.lineage
+    found = {
         "snapshot": lineage.snapshot_id,
         "recipe": lineage.recipe_digest,
         "code": lineage.code_digest,
@@ -97,10 +101,14 @@ def tags(package: ModelPackage, compared: Compared) -> dict[str, str]:
         "variant": package.variant,
         "verdict": compared.verdict,
         "reason": compared.reason,
-        "accuracy": f"{accuracy.value:.6f}",
-        "accuracy_low": f"{accuracy.low:.6f}",
-        "accuracy_high": f"{accuracy.high:.6f}",
     }
+    if accuracy := package.metrics.get("accuracy"):
+        found["accuracy"] = f"{accuracy.value:.6f}"
+        found["accuracy_low"], found["accuracy_high"] = f"{accuracy.low:.6f}", f"{accuracy.high:.6f}"
+    if origin := package.origin:
+        found |= {"origin": origin.form, "origin_file": origin.file, "origin_sha256": origin.sha256}
+        found |= {"origin_bytes": str(origin.size_bytes), "origin_architecture": origin.architecture}
+    return found
 
 
 def read_history(path: Path) -> list[tuple[str, float, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from pipelines.core import datasets, manifest
@@ -34,13 +33,7 @@ def snapshot(
         raise UserError(f"dataset {name}: {error}") from error
     path = out / "manifest.parquet"
     manifest.write(path, composed.table)
-    key = datasets.snapshot_key(composed.snapshot_id)
-    storage.refresh(key)
-    if not storage.exists(key):
-        copy = out / "copy.parquet"
-        shutil.copyfile(path, copy)
-        storage.write_file(key, copy)
-        copy.unlink(missing_ok=True)
+    datasets.keep_snapshot(storage, composed.snapshot_id, path)
     return Snapshotted(
         snapshot_id=composed.snapshot_id,
         dataset=name,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from torchvision.transforms import functional
 
 from pipelines.core.errors import ImageError, IntegrityError, PlatformError
 from pipelines.core.preprocessing import MAX_BYTES, PreprocessingSpec, decode, is_turned, measure, preprocess, spec_of
@@ -229,6 +230,22 @@ def test_crop_keeps_the_aspect_and_squash_does_not() -> None:
     )  # 4 columns of 16, less what blends at their edges
 
 
+@pytest.mark.parametrize("size", [(640, 480), (480, 641), (224, 224), (150, 99), (301, 300)])
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_resize_and_centre_crop_are_torchvisions_pixel_for_pixel(size: tuple[int, int], name: str) -> None:
+    image = noise(size)
+    resized = functional.resize(image, 256, functional.InterpolationMode(name))  # type: ignore[arg-type]
+    expected = np.asarray(functional.center_crop(resized, [224, 192]))
+    spec = PreprocessingSpec(height=224, width=192, fit="crop", resize=256, filter=name)
+    assert (preprocess(encode(image, "PNG"), spec) == expected).all()
+
+
+def test_a_thin_line_is_resized_in_bounded_memory() -> None:
+    spec = PreprocessingSpec(height=224, width=224, fit="crop", resize=256)
+    line = Image.new("RGB", (200_000, 2), (9, 99, 199))  # 25,600,000 x 256 px
+    assert (preprocess(encode(line, "PNG"), spec) == [9, 99, 199]).all()
+
+
 def test_large_jpegs_are_decoded_at_a_reduced_size_with_nearly_the_same_pixels() -> None:
     image = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
     data = encode(image, "JPEG", quality=95)
@@ -254,7 +271,9 @@ def test_the_same_bytes_give_the_same_pixels() -> None:
 def test_the_spec_survives_json() -> None:
     spec = spec_of(Preprocessing(height=24, width=48, fit="squash"))
     assert spec.pillow
-    assert PreprocessingSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert "resize" not in spec.to_json(), "packages that do not need it keep their digests"
+    for one in (spec, PreprocessingSpec(height=224, width=224, fit="crop", resize=256)):
+        assert PreprocessingSpec.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
 @pytest.mark.parametrize("change", [{"decoder": "other"}, {"version": 99}, {"filter": "magic"}, {"unknown": 1}])

@@ -91,6 +91,7 @@ class World:
         gate: Gate | None = None,
         class_names: tuple[str, ...] = COLOURS,
         withdrawn: ModelPackage | None = None,
+        deploy_unmeasured: bool = False,
     ) -> Compared:
         candidate = write_package(self.folder / "candidate", weights=weights, run_id="train_classifier/new")
         serving = None
@@ -107,6 +108,7 @@ class World:
             gate=gate or Gate(),
             split=Split(),
             threads=2,
+            deploy_unmeasured=deploy_unmeasured,
         )
 
 
@@ -239,6 +241,31 @@ def test_classes_match_by_name(world: World) -> None:
     by_class = np.array(judged["champion_right"]).reshape(3, 20).mean(axis=1)
     assert dict(zip(sorted(COLOURS, key=COLOURS.index), by_class, strict=True)) == {"red": 0, "green": 1, "blue": 1}
     assert found.verdict == "better"
+
+
+def test_classes_that_neither_model_knows_judge_neither(world: World) -> None:
+    """And those that only the champion knows count against a foreign candidate."""
+    strange = [{"image_id": world.image("red", seed), "label": "purple", "split": "test"} for seed in range(50, 60)]
+    snapshot = world.snapshot("s", [*world.balanced(20), *strange])
+    assert world.compare(RIGHT, snapshot).num_images == 60
+    world = World(world.folder / "other")
+    world.folder.mkdir()
+    snapshot = world.snapshot("s", [*world.balanced(20), *strange])
+    for seed in range(50, 60):
+        world.image("red", seed)
+    found = world.compare(RIGHT, snapshot, champion=(RIGHT, snapshot), class_names=("purple", "green", "blue"))
+    assert found.num_images == 70
+    assert not any(json.loads((world.folder / "judged.json").read_text())["candidate_right"][60:])
+
+
+@pytest.mark.parametrize("label", [None, "purple"], ids=["no labels", "other classes"])
+def test_what_no_image_measures_is_accepted_only_if_a_person_says_so(label: str | None, world: World) -> None:
+    snapshot = world.snapshot("s", [{**row, "label": label} for row in world.balanced(5)])
+    found = world.compare(RIGHT, snapshot)
+    assert (found.verdict, found.accepted, found.num_images) == ("unmeasured", False, 0)
+    assert "its accuracy is unknown" in found.reason
+    world.folder = world.folder / "again"
+    assert world.compare(RIGHT, snapshot, deploy_unmeasured=True).accepted
 
 
 def test_verdicts_at_their_edges() -> None:

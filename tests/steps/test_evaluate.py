@@ -124,6 +124,17 @@ def test_a_snapshot_without_test_images(tmp_path: Path) -> None:
         evaluate(exported.folder, manifest_path, store.read, MatplotlibPictures(), tmp_path, confidence=0.95, threads=1)
 
 
+def test_images_of_classes_that_the_model_does_not_know_are_left_out(tmp_path: Path) -> None:
+    """As in an import: the data has classes that the model was not made for."""
+    store = Store()
+    exported = write_package(tmp_path / "exported", class_names=("red", "green", "turquoise"))
+    path, out = snapshot(tmp_path, store, per_class=10), tmp_path / "out"
+    out.mkdir()
+    found = evaluate(exported.folder, path, store.read, MatplotlibPictures(), out, confidence=0.95, threads=1)
+    assert (found.num_images, found.accuracy.value) == (20, 1.0)
+    assert len(set(store.reads)) == 20
+
+
 def test_a_stored_image_that_is_broken_is_named(tmp_path: Path) -> None:
     store = Store()
     exported = write_package(tmp_path / "exported")

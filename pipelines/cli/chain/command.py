@@ -48,7 +48,7 @@ def run_chain(settings: Settings, recipe: Recipe, *, direct: bool) -> tuple[Outc
     began = time.monotonic()
     reporter = Reporter(storage_of(settings), ResultStore(storage_of(settings), settings.home / "cache"))
     intervals = known_intervals(settings, recipe)
-    _up(settings, reporter, direct=direct)
+    start_platform(settings, reporter, direct=direct)
     up_s = time.monotonic() - began
     chain = _chain(settings, recipe, reporter, direct=direct)
     chain.ingest(intervals)
@@ -71,7 +71,7 @@ def known_intervals(settings: Settings, recipe: Recipe) -> list[str]:
 def run_backfill(settings: Settings, recipe: Recipe, first: date, last: date) -> list[date]:
     """Past days through Airflow; returns the days that ran."""
     reporter = Reporter(storage_of(settings), ResultStore(storage_of(settings), settings.home / "cache"))
-    _up(settings, reporter, direct=False)
+    start_platform(settings, reporter, direct=False)
     chain = AirflowChain(settings, recipe, reporter, orchestrator(settings))
     chain.wait_until_known()
     return chain.backfill(first, last)
@@ -90,7 +90,7 @@ def _chain(settings: Settings, recipe: Recipe, reporter: Reporter, *, direct: bo
     return chain
 
 
-def _up(settings: Settings, reporter: Reporter, *, direct: bool) -> None:
+def start_platform(settings: Settings, reporter: Reporter, *, direct: bool) -> None:
     """The platform, whole or without Airflow; where it is up with more than is needed, it stays so."""
     without: tuple[str, ...] = ("airflow",) if direct else ()
     found = state.read(settings)

@@ -22,10 +22,11 @@ def list_runs(settings: Settings, recipe: str | None, limit: int) -> list[dict[s
     known, broken = recipes.registered(*settings.recipe_folders)
     for error in broken.values():
         typer.secho(f"warning: {error}", err=True, fg="yellow")
-    names = [recipe] if recipe else sorted(known)
+    names = [recipe] if recipe else sorted({*known, *graph.imported(storage)})
     found: list[tuple[PastRun, Sequence[str]]] = []
     for name in names:
         found += [(one, graph.INGEST) for one in past_runs(storage, graph.ingest_dag(settings, name))]
+        found += [(one, graph.IMPORT) for one in past_runs(storage, graph.import_dag(name))]
         found += [(one, graph.TRAIN) for one in past_runs(storage, graph.train_dag(settings, name))]
     found.sort(key=lambda pair: pair[0].ended_at, reverse=True)
     parked = {name: {one.interval: one.reason for one in list_parked(storage, name)} for name in names}

@@ -116,7 +116,9 @@ def _train(values: Sequence[Value]) -> str:
 
 
 def _evaluate(values: Sequence[Value]) -> str:
-    found = values[0]["accuracy"]
+    found = values[0].get("accuracy")
+    if found is None:
+        return "no labelled image: the accuracy is unknown"
     return f"test accuracy {found['value']:.2%} ({found['low']:.2%} to {found['high']:.2%})"
 
 

@@ -238,6 +238,8 @@ def trace(
         typer.echo(json.dumps(found, indent=1))
         return
     for key, value in found.items():
+        if key == "origin":
+            value = ", ".join(f"{name} {part}" for name, part in value.items() if part)
         if key not in ("images", "recipe_keys"):
             typer.echo(f"{key:<16} {value}")
     for image in found.get("images", ()):

@@ -23,11 +23,12 @@ def _read_image(ctx: StepContext) -> Callable[[str], bytes]:
     return lambda image_id: ctx.storage.read(blob_key(image_id))
 
 
-def _evaluate(ctx: StepContext) -> Evaluated:
+def evaluate(ctx: StepContext) -> Evaluated:
+    """Of what `export` has left, on the images of `snapshot`."""
     from pipelines.adapters.pictures import MatplotlibPictures
-    from pipelines.steps.evaluate import evaluate
+    from pipelines.steps import evaluate as step
 
-    evaluated = evaluate(
+    evaluated = step.evaluate(
         ctx.one("export").folder / "package",
         ctx.one("snapshot").folder / "manifest.parquet",
         _read_image(ctx),
@@ -83,6 +84,7 @@ def _compare(ctx: StepContext) -> Compared:
         gate=ctx.recipe.gate,
         split=ctx.recipe.split,
         threads=ctx.recipe.training.threads,
+        deploy_unmeasured=ctx.request.deploy_unmeasured,
     )
     ctx.facts.update(num_images=compared.num_images, verdict=compared.verdict)
     return compared
@@ -132,7 +134,7 @@ def _record_rejection(ctx: StepContext, compared: Compared, registered: Register
 SPECS: tuple[StepSpec, ...] = (
     StepSpec(
         name="evaluate",
-        wire=_evaluate,
+        wire=evaluate,
         roots=("pipelines.steps.evaluate", "pipelines.adapters.pictures"),
         upstream=("snapshot", "export"),
         sections=("gate",),

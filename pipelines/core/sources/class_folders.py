@@ -82,6 +82,12 @@ class ClassFolders:
         if broken:
             notes.append(f"{len(broken)} links lead nowhere and are left out, such as {broken[0]}")
 
+    def everything(self) -> Iterator[SourceFile]:
+        """Every visible file, whatever folder it is in, without a class."""
+        for entry in self.tree.list(""):
+            if not any(_is_hidden(name) for name in entry.key.split("/")):
+                yield self._file(entry, _Place(prefix=""))
+
     def _class(self, place: _Place, interval: str, notes: list[str], hidden: list[str]) -> Iterator[SourceFile]:
         """Files of one class folder, below further folders too."""
         seen = elsewhere = 0
