@@ -55,7 +55,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 async def chunks_of(request: Request, max_bytes: int) -> AsyncIterator[tuple[bytes, Share]]:
-    """A body that may take long, as it comes, and its place among all others: who has done with a part makes it smaller.
+    """A body that may take long, as it comes, with its place among all others, for whoever has done with a part to cut.
 
     Raises RequestRefused where it is too large, too slow or cut off, Overloaded where too many others arrive.
     """
