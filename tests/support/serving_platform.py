@@ -126,7 +126,7 @@ class Load:
     port: int
     path: str
     side: int = SIDE
-    """Of the images; from 400 on they are larger than what the gateway keeps to send again."""
+    """Of the images; with 1000 they are larger than what the gateway collects."""
     failures: list[str] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
     num_answers: int = 0

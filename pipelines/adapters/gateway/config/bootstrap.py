@@ -9,8 +9,8 @@ from pipelines.adapters.gateway.config.parts import TYPES, Resource, address, wa
 
 _HEAP_BYTES = 512 * 1024**2
 """Of Envoy; at rest it has 70 MB."""
-_TRACKED_BYTES_LOG2 = 20
-"""Streams that hold at least 1 MiB are the first to go when memory runs short."""
+_TRACKED_BYTES_LOG2 = 18
+"""Streams that hold 256 KiB or more are the first to go when memory runs short."""
 _MAX_CONNECTIONS = 10_000
 _HEAP, _CONNECTIONS = "envoy.resource_monitors.fixed_heap", "envoy.resource_monitors.global_downstream_max_connections"
 

@@ -18,6 +18,9 @@ from pipelines.core.limits import BODY_TIMEOUT_S
 MODEL_OF_CALL = (Path(__file__).parent / "model_of_call.lua").read_text("utf-8")
 """A call by gRPC names its model in the message, and Envoy routes by headers: this makes the headers."""
 
+SMALL_BODY_BYTES = 2_000_000
+"""Bodies below this that say so are collected before a process sees them."""
+
 _HTTP2 = {
     "max_concurrent_streams": 100,
     # What a stream may send before it is read from, and all streams of a connection together.
@@ -56,9 +59,10 @@ def connection_manager(folder: Path, access_log: Path) -> Resource:
         "codec_type": "AUTO",
         "server_name": "darkroom",
         "rds": {"route_config_name": ROUTES_NAME, "config_source": watched(folder, "rds/rds.json")},
-        # No filter waits for a whole body, but the one that looks into calls by gRPC: bodies pass as they arrive, and
-        # a client is read from no faster than a process reads.
+        # Small bodies are collected, so that no process sees one that drips and a killed one's are sent again. All
+        # others pass as they arrive, and their client is read from no faster than a process reads.
         "http_filters": [
+            _collected_bodies(),
             _filter("lua", "lua.v3.Lua", default_source_code={"inline_string": MODEL_OF_CALL}),
             # How long a process took, and how often it was tried, is for the access log.
             _filter("router", "router.v3.Router", suppress_envoy_headers=True),
@@ -104,6 +108,39 @@ _LIMITS = {
     },
     "http2_protocol_options": _HTTP2,
 }
+
+
+def _collected_bodies() -> Resource:
+    """The buffer filter, passed over unless a body says that it is small. Batches are answered while they arrive."""
+    small, batch = "1?[0-9]{1,6}", r".*/batch(\?.*)?"
+    others = {
+        "or_matcher": {
+            "predicate": [
+                {"not_matcher": {"single_predicate": _header("content-length", small)}},
+                {"single_predicate": _header(":path", batch)},
+            ]
+        }
+    }
+    skip = {"@type": f"{TYPES}.extensions.filters.common.matcher.action.v3.SkipFilter"}
+    passed_over = {"predicate": others, "on_match": {"action": {"name": "skip", "typed_config": skip}}}
+    return {
+        "name": "small-bodies",
+        "typed_config": {
+            "@type": f"{TYPES}.extensions.common.matching.v3.ExtensionWithMatcher",
+            "extension_config": _filter("buffer", "buffer.v3.Buffer", max_request_bytes=SMALL_BODY_BYTES),
+            "xds_matcher": {"matcher_list": {"matchers": [passed_over]}},
+        },
+    }
+
+
+def _header(name: str, pattern: str) -> Resource:
+    return {
+        "input": {
+            "name": name,
+            "typed_config": {"@type": f"{TYPES}.type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": name},
+        },
+        "value_match": {"safe_regex": {"google_re2": {}, "regex": pattern}},
+    }
 
 
 def _filter(name: str, kind: str, **options: Any) -> Resource:

@@ -9,7 +9,7 @@ Resource = dict[str, Any]
 
 REQUEST_TIMEOUT_S = 30
 BUFFER_BYTES = 256 * 1024
-"""Of a connection, in each direction. A body up to this size can be sent again when its process dies."""
+"""Of a connection, in each direction. A body that streams can be sent again while no more of it has passed."""
 
 TYPES = "type.googleapis.com/envoy"
 HTTP_FILTERS = f"{TYPES}.extensions.filters.http"
