@@ -49,6 +49,7 @@ class Tokens:
         self._keys: KeySet | None = None
         self._read_at = self._tried_at = float("-inf")
         self._reading = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
         self._believed: OrderedDict[bytes, tuple[Credential, float]] = OrderedDict()
 
     async def find(self, token: str) -> Credential | None:
@@ -107,29 +108,34 @@ class Tokens:
     # --- the issuer's keys ------------------------------------------------------------------------------------------
 
     async def _current_keys(self, key_id: str | None) -> KeySet:
-        async with self._reading:
-            now = self._clock()
-            rotated = self._keys is not None and key_id not in {None, *(key.kid for key in self._keys.keys)}
-            due = self._keys is None or now - self._read_at > _REFRESH_S or rotated
-            if due and now - self._tried_at > _ROTATION_S:
-                self._tried_at = now
-                await self._read_keys()
-            if self._keys is None or now - self._read_at > _KEYS_GRACE_S:
-                raise RequestRefused(
-                    503, "keys_unavailable", "the token issuer's keys cannot be read; try again", retry_after_s=10
-                )
-            return self._keys
+        """Who shows a token of a known key never waits for the issuer, however slow it is."""
+        keys, age = self._keys, self._clock() - self._read_at
+        if keys is not None and age < _KEYS_GRACE_S and key_id in {None, *(key.kid for key in keys.keys)}:
+            if age > _REFRESH_S and (self._refreshing is None or self._refreshing.done()):
+                self._refreshing = asyncio.create_task(self._read_keys())
+            return keys
+        await self._read_keys()
+        if self._keys is None or self._clock() - self._read_at > _KEYS_GRACE_S:
+            raise RequestRefused(
+                503, "keys_unavailable", "the token issuer's keys cannot be read; try again", retry_after_s=10
+            )
+        return self._keys
 
     async def _read_keys(self) -> None:
+        """One at a time, and not again for a while: unknown keys in tokens must not become a flood of fetches."""
         from joserfc.errors import JoseError
         from joserfc.jwk import KeySet
 
-        try:
-            found = KeySet.import_key_set(json.loads(await asyncio.to_thread(self._fetch)))
-        except (OSError, ValueError, TypeError, KeyError, JoseError) as error:
-            logger.warning("the issuer's keys cannot be read", extra={"reason": f"{type(error).__name__}: {error}"})
-            return
-        self._keys, self._read_at = found, self._clock()
+        async with self._reading:
+            if self._clock() - self._tried_at <= _ROTATION_S:
+                return
+            self._tried_at = self._clock()
+            try:
+                found = KeySet.import_key_set(json.loads(await asyncio.to_thread(self._fetch)))
+            except (OSError, ValueError, TypeError, KeyError, JoseError) as error:
+                logger.warning("the issuer's keys cannot be read", extra={"reason": f"{type(error).__name__}: {error}"})
+                return
+            self._keys, self._read_at = found, self._clock()
 
     def _fetch(self) -> bytes:
         place = self._rules.keys

@@ -28,7 +28,7 @@ CREATE FUNCTION find_api_key(wanted text)
 RETURNS TABLE (id text, role text, models text[], per_minute integer, per_day bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
     SELECT id, role, models, per_minute, per_day FROM api_keys
-    WHERE digest = wanted AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+    WHERE digest = wanted::char(64) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 $$;
 
 -- Adds to what credentials have used, and says what all processes together have counted.
