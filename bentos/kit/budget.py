@@ -81,14 +81,16 @@ class Share:
 
     def lose(self) -> None:
         """Make room for another."""
+        give_up = self._give_up
         self.lost = True
         self.close()
-        if self._give_up is not None:
-            self._give_up()
+        if give_up is not None:
+            give_up()
 
     def close(self) -> None:
         self.resize(0)
         self._budget.arriving.discard(self)
+        self._give_up = None  # it refers to the holder, who refers to us
 
     def __enter__(self) -> Share:
         return self

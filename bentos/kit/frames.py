@@ -100,6 +100,10 @@ class BoundedFrames(WebSocketsSansIOProtocol):
             self._deadline = None
 
     def _release(self) -> None:
+        """Let go of every byte now: the connection refers to itself and waits for the collector, maybe for long."""
         self._stop_waiting()
         self._share.resize(0)
         self.frames = []
+        self.conn.events_received()
+        if self.conn.parser_exc is not None:
+            self.conn.parser_exc.__traceback__ = None

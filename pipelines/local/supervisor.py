@@ -196,10 +196,13 @@ class Supervisor:
                     rotate(path)
 
     def _renew(self) -> None:
-        """Envoy takes a new certificate from the file, without a restart."""
+        """Envoy takes a new certificate from the file, without a restart; where there is none it keeps what it has."""
         if time.monotonic() - self._renewed_at > _RENEW_S:
             self._renewed_at = time.monotonic()
-            certificates.ensure(self._settings)
+            try:
+                certificates.ensure(self._settings)
+            except (UserError, OSError) as error:
+                _say(str(error))
 
     # --- end -------------------------------------------------------------------------------------------------------
 
