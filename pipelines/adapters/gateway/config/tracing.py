@@ -1,0 +1,49 @@
+"""Spans of the gateway's own, and the decision which requests are traced at all."""
+
+from __future__ import annotations
+
+from pipelines.adapters.gateway.config.parts import TYPES, Resource, address
+from pipelines.core.traces import Tracing
+
+SERVICE = "darkroom-gateway"
+COLLECTOR = "otlp-collector"
+"""No deployment's cluster: theirs end with a version and a number."""
+
+RUNTIME = {"opentelemetry": {"flush_interval_ms": 1000, "min_flush_spans": 256}}
+"""Below `tracing`: spans are sent every second, or 256 at once; the defaults are 5 s and 5."""
+
+
+def tracer(tracing: Tracing) -> Resource:
+    """Of a connection manager. A client that comes with a trace has decided; of the others a share is drawn.
+
+    Every request goes on with a `traceparent`, so that a process need not decide again.
+    """
+    return {
+        "client_sampling": {"value": 0},
+        "random_sampling": {"value": 100 * tracing.sample},
+        "overall_sampling": {"value": 100},
+        # The same name as in a process's spans.
+        "custom_tags": [{"tag": "darkroom.request_id", "request_header": {"name": "x-request-id"}}],
+        "provider": {
+            "name": "envoy.tracers.opentelemetry",
+            "typed_config": {
+                "@type": f"{TYPES}.config.trace.v3.OpenTelemetryConfig",
+                "http_service": {"http_uri": {"uri": tracing.url, "cluster": COLLECTOR, "timeout": "5s"}},
+                "service_name": SERVICE,
+            },
+        },
+    }
+
+
+def collector(tracing: Tracing) -> Resource:
+    """The cluster where spans go. What it does not take is lost, and no request waits for it."""
+    at = address(tracing.port, tracing.host)
+    return {
+        "name": COLLECTOR,
+        "type": "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": COLLECTOR,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": at}}]}],
+        },
+    }
