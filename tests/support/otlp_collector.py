@@ -62,7 +62,7 @@ def collecting(port: int = 0) -> Iterator[Collector]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = _body(self)
             collector.posts.append(self.path)
             collector.spans.extend(_read(body))
             answer = ExportTraceServiceResponse().SerializeToString()
@@ -85,6 +85,18 @@ def collecting(port: int = 0) -> Iterator[Collector]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _body(request: BaseHTTPRequestHandler) -> bytes:
+    """Envoy sends it in chunks."""
+    if "content-length" in request.headers:
+        return request.rfile.read(int(request.headers["content-length"]))
+    body = b""
+    while size := int(request.rfile.readline(), 16):
+        body += request.rfile.read(size)
+        request.rfile.readline()
+    request.rfile.readline()
+    return body
 
 
 def _read(body: bytes) -> Iterator[Received]:

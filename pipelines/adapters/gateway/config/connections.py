@@ -89,7 +89,7 @@ _PATHS_AND_IDS = {
         "typed_config": {
             "@type": f"{TYPES}.extensions.request_id.uuid.v3.UuidRequestIdConfig",
             "pack_trace_reason": False,
-            # It is the client's, which would so choose what is traced.
+            # The tracer decides (config.tracing).
             "use_request_id_for_trace_sampling": False,
         }
     },

@@ -19,9 +19,6 @@ def tracer(tracing: Tracing) -> Resource:
     Every request goes on with a `traceparent`, so that a process need not decide again.
     """
     return {
-        "client_sampling": {"value": 0},
-        "random_sampling": {"value": 100 * tracing.sample},
-        "overall_sampling": {"value": 100},
         # The same name as in a process's spans.
         "custom_tags": [{"tag": "darkroom.request_id", "request_header": {"name": "x-request-id"}}],
         "provider": {
@@ -30,7 +27,23 @@ def tracer(tracing: Tracing) -> Resource:
                 "@type": f"{TYPES}.config.trace.v3.OpenTelemetryConfig",
                 "http_service": {"http_uri": {"uri": tracing.url, "cluster": COLLECTOR, "timeout": "5s"}},
                 "service_name": SERVICE,
+                "sampler": _sampler(tracing.sample),
             },
+        },
+    }
+
+
+def _sampler(share: float) -> Resource:
+    """Envoy's own way to decide, by the request id, would leave it to clients, whose ids we keep."""
+    samplers = "envoy.tracers.opentelemetry.samplers"
+    types = f"{TYPES}.extensions.tracers.opentelemetry.samplers.v3"
+    percentage = {"numerator": round(share * 1_000_000), "denominator": "MILLION"}
+    drawn = {"@type": f"{types}.TraceIdRatioBasedSamplerConfig", "sampling_percentage": percentage}
+    return {
+        "name": f"{samplers}.parent_based",
+        "typed_config": {
+            "@type": f"{types}.ParentBasedSamplerConfig",
+            "wrapped_sampler": {"name": f"{samplers}.trace_id_ratio_based", "typed_config": drawn},
         },
     }
 
