@@ -50,19 +50,19 @@ def tracing(endpoint: str, sample: str) -> Tracing | None:
         parts = urlsplit(endpoint)
         port = parts.port or _DEFAULT_PORT
     except ValueError:
-        raise _not_an_endpoint(endpoint) from None
+        raise _not_an_endpoint() from None
     # Spans go to a collector beside us, in the clear; what it does further on (TLS, credentials) is its own matter.
     if parts.scheme != "http" or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise _not_an_endpoint(endpoint)
+        raise _not_an_endpoint()
     path = f"{parts.path.rstrip('/')}/v1/traces"
     return Tracing(host=parts.hostname, port=port, path=path, sample=share)
 
 
-def _not_an_endpoint(text: str) -> UserError:
-    # Not the text itself: it may hold a password.
+def _not_an_endpoint() -> UserError:
+    # Without the text, which may hold a password.
     return UserError(
-        f"{ENDPOINT} ({len(text)} characters) is not the base URL of a collector; "
-        "expected OTLP over plain HTTP without credentials, such as http://127.0.0.1:4318"
+        f"{ENDPOINT}: not the base URL of a collector; expected OTLP over plain HTTP without credentials, "
+        "such as http://127.0.0.1:4318"
     )
 
 

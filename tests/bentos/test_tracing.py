@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
@@ -23,11 +21,11 @@ from serving_platform import ask, wait_until
 from websockets.sync.client import connect
 
 from bentos.classifier.oip import inference_pb2 as messages
+from bentos.kit.tracing import Tracer
 from pipelines.adapters.gateway import access_log
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.traces import tracing
 from pipelines.local.ports import free_port
-from pipelines.settings import REPOSITORY
 
 STAGES = ("queue", "decode", "model")
 SERVER, INTERNAL = 2, 1
@@ -50,6 +48,43 @@ def traced(bento: Path, package: ModelPackage, tmp_path_factory: pytest.TempPath
         settings = replace(home, default_model="colours", tracing=chosen)
         with front_door(settings, bento, package, **chosen.environment) as door:
             yield Traced(door=door, collector=collector)
+
+
+# --- who is traced -------------------------------------------------------------------------------------------------
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize("sample", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("traceparent", "goes_on"),
+    [
+        (f"00-{TRACE}-{PARENT}-01", True),
+        (f"00-{TRACE}-{PARENT}-03", True),
+        (f"cc-{TRACE}-{PARENT}-01-what-comes-later", True),
+        (f"00-{TRACE}-{PARENT}-00", False),
+        *((text, None) for text in ("", f"ff-{TRACE}-{PARENT}-01", f"00-{'0' * 32}-{PARENT}-01", TRACE)),
+        *((text, None) for text in (f"00-{TRACE}-{'0' * 16}-01", f"00-{TRACE.upper()}-{PARENT}-01")),
+    ],
+)
+def test_who_asks_decides_and_else_the_share(traceparent: str, goes_on: bool | None, sample: float) -> None:
+    span = Tracer(sample=sample, attributes={}, take=lambda _: None).begin(traceparent.encode(), 0.0)
+    if goes_on is None:
+        assert (span is not None) == (sample == 1)
+        assert span is None or (span.parent_id == 0 and f"{span.trace_id:032x}" != TRACE)
+    else:
+        assert (span is not None) == goes_on
+        assert span is None or span.ids["trace_id"] == TRACE
+        assert span is None or f"{span.parent_id:016x}" == PARENT
+
+
+def test_a_share_is_a_share() -> None:
+    tracer = Tracer(sample=0.25, attributes={}, take=lambda _: None)
+    num_traced = sum(tracer.begin(b"", 0.0) is not None for _ in range(10_000))
+    assert 2_200 < num_traced < 2_800  # 250 is six standard deviations
+
+
+# --- through Envoy, to the model -----------------------------------------------------------------------------------
 
 
 def new_trace(*, sampled: bool = True) -> tuple[str, dict[str, str]]:
@@ -180,8 +215,6 @@ def test_log_lines_of_a_traced_request_have_its_ids(traced: Traced) -> None:
     span = traced.collector.trace(trace_id, "POST /v1/models/{name}/classify")["POST /v1/models/{name}/classify"]
     line = next(line for line in log_lines(traced.door.served) if line.get("trace_id") == trace_id)
     assert (line["event"], line["reason"], line["span_id"]) == ("refused", "not_an_image", span.span_id)
-    access = access_log(traced.door.settings)
-    wait_until(lambda: any(json.loads(line)["trace_id"] == trace_id for line in access.read_text().splitlines()))
 
     assert ask(traced.door.port, PATH, b"no image", {"X-Request-ID": "untraced"})[0] == 415
     line = next(line for line in log_lines(traced.door.served) if line.get("request_id") == "untraced")
@@ -201,8 +234,7 @@ def test_a_share_of_none_traces_only_who_asks(traced: Traced) -> None:
     name = "POST /v1/models/{name}/classify"
     traced.collector.trace(last, "gateway", name)
     assert traced.collector.of(refused) == []
-    known = {span.attributes["darkroom.request_id"] for span in traced.collector.spans if span.name == name}
-    assert "0" * 32 not in known
+    assert "0" * 32 not in {span.attributes.get("darkroom.request_id") for span in traced.collector.spans}
 
 
 def test_a_share_of_one_traces_all_whatever_their_request_id(
@@ -216,7 +248,10 @@ def test_a_share_of_one_traces_all_whatever_their_request_id(
             for number in range(5):
                 ask(door.port, "/v1/classify", coloured("red", number), {"X-Request-ID": f"mine-{number}"})
             wait_until(lambda: len(gateways_of(collector)) == 5 and len(requests_of(collector)) == 5)
+        # It writes the rest of its log when it ends.
+        logged = [json.loads(line) for line in access_log(settings).read_text().splitlines()]
         ours, theirs = requests_of(collector), gateways_of(collector)
+        assert [one["trace_id"] for one in logged if one["path"] == "/v1/classify"] == [one.trace_id for one in theirs]
         assert {one.parent_id for one in ours} == {one.span_id for one in theirs}
         assert {one.attributes["darkroom.request_id"] for one in ours} == {f"mine-{number}" for number in range(5)}
         assert set(collector.posts) == {"/v1/traces"}
@@ -258,17 +293,6 @@ def metrics(served: Served) -> str:
     text = connection.getresponse().read().decode()
     connection.close()
     return text
-
-
-def test_nothing_of_it_is_loaded_where_there_is_no_collector() -> None:
-    """Of what every process imports, only BentoML's own parts know OpenTelemetry."""
-    program = (
-        "import sys; before = set(sys.modules)\n"
-        "import bentos.classifier.http, bentos.kit.worker\n"
-        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_without_a_collector_nobody_is_called_and_no_thread_is_there(served: Served) -> None:
