@@ -108,7 +108,8 @@ def check_stages(spans: dict[str, Received], parent: str) -> None:
 
 def test_one_trace_from_the_gateway_to_the_model(traced: Traced) -> None:
     trace_id, header = new_trace()
-    status, answer = ask(traced.door.port, PATH, coloured("red", 1), {**header, "X-Request-ID": "mine"})
+    path = f"{PATH}?top_k=1&api_key=out-of-place"
+    status, answer = ask(traced.door.port, path, coloured("red", 1), {**header, "X-Request-ID": "mine"})
     assert status == 200
     name = "POST /v1/models/{name}/classify"
     spans = traced.collector.trace(trace_id, "gateway", name, *STAGES)
@@ -126,7 +127,8 @@ def test_one_trace_from_the_gateway_to_the_model(traced: Traced) -> None:
         "darkroom.model_version": "7",
         "darkroom.package_digest": answer["package_digest"],
     }
-    assert gateway.attributes["darkroom.request_id"] == "mine"
+    assert (gateway.attributes["darkroom.request_id"], gateway.attributes["http.url"]) == ("mine", PATH)
+    assert "out-of-place" not in str(spans)
     check_stages(spans, name)
 
 

@@ -19,8 +19,12 @@ def tracer(tracing: Tracing) -> Resource:
     Every request goes on with a `traceparent`, so that a process need not decide again.
     """
     return {
-        # The same name as in a process's spans.
-        "custom_tags": [{"tag": "darkroom.request_id", "request_header": {"name": "x-request-id"}}],
+        "custom_tags": [
+            # The same name as in a process's spans.
+            {"tag": "darkroom.request_id", "request_header": {"name": "x-request-id"}},
+            # Instead of the whole URL: people do put keys into queries.
+            {"tag": "http.url", "value": "%PATH(NQ)%"},
+        ],
         "provider": {
             "name": "envoy.tracers.opentelemetry",
             "typed_config": {
