@@ -57,7 +57,12 @@ LIMITED = Counter(
     registry=REGISTRY,
 )
 LIMIT = Gauge("darkroom_limit", "Where this process begins to refuse.", ("of",), registry=REGISTRY)
-SPANS = Counter("darkroom_spans", "Of traces: made, sent to the collector, lost.", ("result",), registry=REGISTRY)
+SPANS = Counter(
+    "darkroom_spans",
+    "Of traces: made, sent to the collector, lost because it was away.",
+    ("result",),
+    registry=REGISTRY,
+)
 MODEL = Gauge(
     "darkroom_model_info",
     "1, labelled with what this process serves.",

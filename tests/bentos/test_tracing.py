@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from example_packages import coloured
 from front_door import Door, front_door
 from homes import settings_under
 from otlp_collector import Collector, Received, collecting
-from served_bento import Served, serve
+from served_bento import Served
 from serving_platform import ask, wait_until
 from websockets.sync.client import connect
 
@@ -267,23 +268,24 @@ def requests_of(collector: Collector) -> list[Received]:
     return [span for span in collector.spans if span.name == "POST /v1/classify"]
 
 
-def test_a_collector_that_is_away_costs_spans_and_nothing_else(bento: Path, package: ModelPackage) -> None:
+def test_a_collector_that_is_away_costs_spans_and_nothing_else(
+    bento: Path, package: ModelPackage, tmp_path: Path
+) -> None:
     port = free_port()
     chosen = tracing(f"http://127.0.0.1:{port}", "1")
     assert chosen is not None
-    with serve(bento, package, **chosen.environment) as served:
-        for number in range(3):
-            assert ask(served.port, "/v1/classify", coloured("red", number))[0] == 200
-        wait_until(lambda: 'darkroom_spans_total{result="lost"}' in metrics(served))
-        for number in range(3, 6):
-            assert ask(served.port, "/v1/classify", coloured("red", number))[0] == 200
+    settings = replace(settings_under(tmp_path / "home"), default_model="colours", tracing=chosen)
+    with front_door(settings, bento, package, **chosen.environment) as door:
+        served = door.served
+
+        def asked(number: int) -> int:
+            return ask(door.port, "/v1/classify", coloured("red", number))[0]
+
+        assert [asked(number) for number in range(3)] == [200] * 3
+        wait_until(lambda: re.search(r'darkroom_spans_total\{result="lost"\} [1-9]', metrics(served)))
+        assert [asked(number) for number in range(3, 6)] == [200] * 3
         with collecting(port) as collector:
-
-            def arrived() -> bool:
-                ask(served.port, "/v1/classify", coloured("red", 6))
-                return any(span.name == "POST /v1/classify" for span in collector.spans)
-
-            wait_until(arrived)
+            wait_until(lambda: asked(6) == 200 and gateways_of(collector) and requests_of(collector))
             wait_until(lambda: "takes spans again" in served.log.read_text())
         said = [line["event"] for line in log_lines(served) if line["logger"] != "darkroom.classifier"]
     assert said == ["the collector takes no spans; they are lost", "the collector takes spans again"]
