@@ -34,7 +34,7 @@ class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         started = time.perf_counter()
         given = dict(details.invocation_metadata or ())
         request_id = accepted_request_id(_bytes(given.get("x-request-id", "")))
-        _trace(details.method, _bytes(given.get("traceparent", "")), request_id, started)
+        span = _trace(details.method, _bytes(given.get("traceparent", "")), request_id, started)
         scope = self._scopes.get(details.method, Scope.READ_MODELS)
         authorization = _bytes(given["authorization"]) if "authorization" in given else None
         try:
@@ -49,6 +49,8 @@ class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if found is not None and (found.request_streaming or found.response_streaming):
                 return grpc.stream_stream_rpc_method_handler(refuse)
             return grpc.unary_unary_rpc_method_handler(refuse)
+        if span is not None:
+            span.name = details.method.removeprefix("/")
         return await continuation(details)
 
 
@@ -86,14 +88,16 @@ async def _abort(context: Context, error: Exception, request_id: str, route: str
     await context.abort(code, problem.detail, tuple(metadata))
 
 
-def _trace(method: str, traceparent: bytes, request_id: str, started: float) -> None:
+def _trace(method: str, traceparent: bytes, request_id: str, started: float) -> tracing.Span | None:
     """A call to what others serve (health, reflection) ends nowhere here, and so sends no span."""
     span = tracing.begin(traceparent, started)
     if span is not None:
-        span.name = method.removeprefix("/")
-        service, _, called = span.name.rpartition("/")
+        # Until somebody is let in: what a stranger makes up is no name.
+        span.name = "gRPC"
+        service, _, called = method.removeprefix("/").rpartition("/")
         span.attributes |= {"rpc.system": "grpc", "rpc.service": service, "rpc.method": called}
         span.attributes["darkroom.request_id"] = request_id
+    return span
 
 
 def _bytes(value: str | bytes) -> bytes:

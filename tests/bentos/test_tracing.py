@@ -25,7 +25,7 @@ from bentos.classifier.oip import inference_pb2 as messages
 from bentos.kit.tracing import Tracer
 from pipelines.adapters.gateway import access_log
 from pipelines.core.model_package import ModelPackage
-from pipelines.core.traces import tracing
+from pipelines.core.traces import SAMPLE, tracing
 from pipelines.local.ports import free_port
 
 STAGES = ("queue", "decode", "model")
@@ -41,13 +41,13 @@ class Traced:
 
 @pytest.fixture(scope="module")
 def traced(bento: Path, package: ModelPackage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
-    """Nothing is traced that does not ask for it: the share is 0."""
+    """Nothing is traced that does not ask for it: the gateway's share is 0. The process's is 1, and must not count."""
     with collecting() as collector:
         chosen = tracing(collector.endpoint, "0")
         assert chosen is not None
         home = settings_under(tmp_path_factory.mktemp("traced") / "home")
         settings = replace(home, default_model="colours", tracing=chosen)
-        with front_door(settings, bento, package, **chosen.environment) as door:
+        with front_door(settings, bento, package, **{**chosen.environment, SAMPLE: "1"}) as door:
             yield Traced(door=door, collector=collector)
 
 
@@ -230,7 +230,7 @@ def log_lines(served: Served) -> list[dict[str, Any]]:
 
 def test_a_share_of_none_traces_only_who_asks(traced: Traced) -> None:
     refused, header = new_trace(sampled=False)
-    for headers in ({}, header, {"X-Request-ID": "0" * 32}, {"traceparent": "00-nonsense-01"}):
+    for headers in ({}, header, {"X-Request-ID": "0" * 32}):
         assert ask(traced.door.port, PATH, coloured("red", 5), headers)[0] == 200
     last, header = new_trace()
     ask(traced.door.port, PATH, coloured("red", 6), header)
