@@ -107,7 +107,7 @@ def test_stages_of_a_batch_are_told_to_the_traces_of_those_in_it(package: ModelP
         return span
 
     async def work(running: Engine) -> list[Span]:
-        await running.run(images(1))  # it learns how long an image takes
+        await running.run(images(10))  # it learns how long an image takes
         busy = asyncio.create_task(running.run(images(20)))
         spans = await asyncio.gather(*(traced(running, one) for one in (images(1)[0], b"no image", images(2)[1])))
         await busy
