@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pipelines.core.errors import UserError
+from pipelines.core.traces import ENDPOINT, SAMPLE, Tracing, tracing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -51,6 +52,8 @@ class Settings:
     tls_certificate: Path | None = None
     """Certificate chain of the TLS listener (PEM) and its key; None: one made for development."""
     tls_key: Path | None = None
+    tracing: Tracing | None = None
+    """The collector of traces; None: nothing is traced."""
     min_memory_mb: int = 4000
     """Free memory without which `darkroom up` does not start."""
     min_disk_mb: int = 1000
@@ -210,6 +213,7 @@ def load() -> Settings:
         auth=auth,
         tls_certificate=tls_certificate,
         tls_key=tls_key,
+        tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
         min_memory_mb=_megabytes("DARKROOM_MIN_MEMORY_MB", 4000),
         min_disk_mb=_megabytes("DARKROOM_MIN_DISK_MB", 1000),
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from bentos.kit.errors import Overloaded
 from bentos.kit.telemetry import BATCH_IMAGES, STAGE_SECONDS, WAITING
+from bentos.kit.tracing import CURRENT, Span
 from pipelines.core.errors import ImageError
 from pipelines.core.inference import Classifier, Outputs
 from pipelines.core.pixelset import Pixels
@@ -44,6 +45,10 @@ class _Job:
     """Place of the first image in the client's request."""
     future: asyncio.Future[Outputs]
     arrived: float
+    span: Span | None
+    """Of whoever asked; None where it is not traced."""
+    decode_began: float = 0.0
+    decode_ended: float = 0.0
     error: Exception | None = None
     outputs: Outputs | None = None
 
@@ -98,7 +103,7 @@ class Engine:
 
     async def _submit(self, images: Sequence[bytes], pixels: Pixels | None, num_images: int, first: int) -> Outputs:
         self._loop = loop = asyncio.get_running_loop()
-        job = _Job(images, pixels, num_images, first, loop.create_future(), time.perf_counter())
+        job = _Job(images, pixels, num_images, first, loop.create_future(), time.perf_counter(), CURRENT.get())
         self._num_waiting += num_images
         WAITING.set(self._num_waiting)
         self._jobs.put(job)
@@ -117,7 +122,7 @@ class Engine:
                 decoded = self._compute(jobs)
             except Exception as error:  # a thread that died would leave every later request waiting
                 logger.exception("a batch failed")
-                decoded = began
+                decoded = jobs[-1].decode_ended
                 for job in jobs:
                     job.error = job.error or error
             ended = time.perf_counter()
@@ -160,12 +165,14 @@ class Engine:
     def _compute(self, jobs: Sequence[_Job]) -> float:
         """Set every job's outputs or error. Returns when decoding ended."""
         parts: list[Pixels] = []
+        decoded = time.perf_counter()
         for job in jobs:
+            job.decode_began = decoded
             try:
                 parts.append(self._decoded(job))
             except Exception as error:
                 job.error = error
-        decoded = time.perf_counter()
+            job.decode_ended = decoded = time.perf_counter()
         good = [job for job in jobs if job.error is None]
         if not good:
             return decoded
@@ -201,9 +208,22 @@ class Engine:
         STAGE_SECONDS["model"].observe(ended - decoded)
         for job in jobs:
             STAGE_SECONDS["queue"].observe(began - job.arrived)
+            STAGE_SECONDS["batch_wait"].observe(decoded - began - (job.decode_ended - job.decode_began))
+            if job.span is not None:
+                _trace(job, job.span, began, decoded, ended, num_images)
             if job.future.done():
                 continue
             if job.error is not None:
                 job.future.set_exception(job.error)
             elif job.outputs is not None:
                 job.future.set_result(job.outputs)
+
+
+def _trace(job: _Job, span: Span, began: float, decoded: float, ended: float, batch_images: int) -> None:
+    """A job's stages as parts of its request's span. Between decode and model it waits for the others of its batch."""
+    span.add("queue", job.arrived, began)
+    refused = isinstance(job.error, ImageError)
+    if job.pixels is None:
+        span.add("decode", job.decode_began, job.decode_ended, failed=refused, images=job.num_images)
+    if not refused:
+        span.add("model", decoded, ended, failed=job.error is not None, batch_images=batch_images)

@@ -19,6 +19,7 @@ from bentos.kit.access import Caller
 from bentos.kit.errors import RequestRefused, logged, problem_of, problem_table
 from bentos.kit.front import caller_of
 from bentos.kit.telemetry import CANCELLED, STREAMS, count
+from bentos.kit.tracing import begin_part
 
 ROUTE = "stream"
 _AHEAD = 4
@@ -123,6 +124,7 @@ async def _classify(
     dataplane: Dataplane, caller: Caller, image: bytes, number: int, top_k: int | None, threshold: float
 ) -> dict[str, Any]:
     started, request_id = time.perf_counter(), f"{caller.request_id}/{number}"
+    begin_part("frame", started, request_id=request_id)
     reason, status = "cancelled", CANCELLED
     try:
         caller.charge(1 if number else 0)

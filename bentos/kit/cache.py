@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 from bentos.kit.telemetry import CACHE_BYTES, CACHE_LOOKUPS
+from bentos.kit.tracing import say
 
 V = TypeVar("V")
 
@@ -32,6 +33,7 @@ class Cache(Generic[V]):
             return None
         self._found.move_to_end(key)
         _HIT.inc()
+        say("darkroom.cache_hit", True)
         return found[0]
 
     def put(self, key: Hashable, value: V, num_bytes: int) -> None:

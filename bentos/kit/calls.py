@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from bentos.kit import tracing
 from bentos.kit.access import Caller, Guard
 from bentos.kit.errors import grpc_status, logged
 from bentos.kit.telemetry import CANCELLED, accepted_request_id, count
@@ -16,6 +17,8 @@ from pipelines.core.access import Scope
 
 CALLER: ContextVar[Caller] = ContextVar("caller")
 """Set before a call's message is read."""
+
+_CODE = "rpc.grpc.status_code"
 
 Context = Any
 """grpc.aio.ServicerContext, which has no published types."""
@@ -31,6 +34,7 @@ class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         started = time.perf_counter()
         given = dict(details.invocation_metadata or ())
         request_id = accepted_request_id(_bytes(given.get("x-request-id", "")))
+        span = _trace(details.method, _bytes(given.get("traceparent", "")), request_id, started)
         scope = self._scopes.get(details.method, Scope.READ_MODELS)
         authorization = _bytes(given["authorization"]) if "authorization" in given else None
         try:
@@ -45,6 +49,8 @@ class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if found is not None and (found.request_streaming or found.response_streaming):
                 return grpc.stream_stream_rpc_method_handler(refuse)
             return grpc.unary_unary_rpc_method_handler(refuse)
+        if span is not None:
+            span.name = details.method.removeprefix("/")
         return await continuation(details)
 
 
@@ -59,6 +65,7 @@ def answered(handler: Callable[[Any], Awaitable[Any]], route: str) -> Callable[[
         try:
             answer = await handler(request)
             reason, status = "none", 200
+            tracing.say(_CODE, 0)
             return answer
         except Exception as error:
             reason = ""
@@ -75,8 +82,22 @@ async def _abort(context: Context, error: Exception, request_id: str, route: str
     metadata = [("x-request-id", request_id), ("x-darkroom-reason", problem.reason)]
     if problem.retry_after_s is not None:
         metadata.append(("retry-after", str(problem.retry_after_s)))
+    code = grpc_status(problem)
+    tracing.say(_CODE, code.value[0])
     count(route, problem.status, problem.reason, time.perf_counter() - started, request_id)
-    await context.abort(grpc_status(problem), problem.detail, tuple(metadata))
+    await context.abort(code, problem.detail, tuple(metadata))
+
+
+def _trace(method: str, traceparent: bytes, request_id: str, started: float) -> tracing.Span | None:
+    """A call to what others serve (health, reflection) ends nowhere here, and so sends no span."""
+    span = tracing.begin(traceparent, started)
+    if span is not None:
+        # Until somebody is let in: what a stranger makes up is no name.
+        span.name = "gRPC"
+        service, _, called = method.removeprefix("/").rpartition("/")
+        span.attributes |= {"rpc.system": "grpc", "rpc.service": service, "rpc.method": called}
+        span.attributes["darkroom.request_id"] = request_id
+    return span
 
 
 def _bytes(value: str | bytes) -> bytes:

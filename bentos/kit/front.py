@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 from starlette.websockets import WebSocket
 
+from bentos.kit import tracing
 from bentos.kit.access import Caller
 from bentos.kit.errors import respond
 from bentos.kit.telemetry import REQUEST_ID, accepted_request_id, count
@@ -30,6 +31,8 @@ CALLER = "darkroom.caller"
 _VOUCH = "x-envoy-upstream-healthchecked-cluster"
 _PROBES = ("/livez", "/readyz", "/healthz")
 """Anybody may ask them."""
+_SWITCHED = 101
+"""Status of an accepted WebSocket; its frames have spans of their own."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 SocketHandler = Callable[[WebSocket], Awaitable[None]]
@@ -132,6 +135,7 @@ class Front:
         started = time.perf_counter()
         endpoints, headers, request_id = self._begin(scope)
         endpoint = endpoints.get(scope["method"])
+        _trace(scope["method"], endpoint, headers, request_id, started)
         status = 500
 
         async def observed_send(message: Message) -> None:
@@ -160,6 +164,7 @@ class Front:
         started = time.perf_counter()
         endpoints, headers, request_id = self._begin(scope)
         endpoint = endpoints.get("WEBSOCKET")
+        span = _trace("GET", endpoint, headers, request_id, started)
         socket = WebSocket(scope, receive, send)
         try:
             await self._admit(endpoint, scope, headers)
@@ -174,7 +179,11 @@ class Front:
             await receive()  # the connection's own message comes before any answer
             await socket.send_denial_response(response)
             return
-        await endpoint.socket(socket)
+        try:
+            await endpoint.socket(socket)
+        finally:
+            if span is not None:
+                span.end(_SWITCHED, "none")
 
     def _begin(self, scope: AsgiScope) -> tuple[Mapping[str, Endpoint], Mapping[bytes, bytes], str]:
         headers = dict(scope["headers"])
@@ -190,6 +199,20 @@ class Front:
         scope[CALLER] = await state.guard.admit(
             headers.get(b"authorization"), wanted, scope["path_params"].get("name", state.model_name), scope[REQUEST_ID]
         )
+
+
+def _trace(
+    method: str, endpoint: Endpoint | None, headers: Mapping[bytes, bytes], request_id: str, started: float
+) -> tracing.Span | None:
+    span = tracing.begin(headers.get(b"traceparent", b""), started)
+    if span is not None:
+        # The route and never the path: what a client makes up is no name.
+        span.name = f"{method} {endpoint.path}" if endpoint else "HTTP"
+        span.status_key = "http.response.status_code"
+        span.attributes |= {"http.request.method": method, "darkroom.request_id": request_id}
+        if endpoint is not None:
+            span.attributes["http.route"] = endpoint.path
+    return span
 
 
 def caller_of(request: HTTPConnection) -> Caller:

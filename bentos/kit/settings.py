@@ -10,6 +10,7 @@ from bentos.kit.access.settings import AccessSettings, TokenRules
 from pipelines.core.cores import num_cores
 from pipelines.core.errors import UserError
 from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES
+from pipelines.core.traces import ENDPOINT, SAMPLE, Tracing, tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class ServiceSettings:
     """0: no gRPC."""
     grpc_host: str
     access: AccessSettings
+    tracing: Tracing | None
+    """None: no request is traced."""
     drain_timeout_s: float
     """What gRPC calls in flight have to finish when the process is asked to end."""
 
@@ -71,6 +74,7 @@ def load(default_model_folder: Path) -> ServiceSettings:
         grpc_port=_number("DARKROOM_GRPC_PORT", 0, minimum=0, maximum=65535),
         grpc_host=os.environ.get("DARKROOM_GRPC_HOST") or "127.0.0.1",
         access=_access(),
+        tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
         drain_timeout_s=_number("DARKROOM_DRAIN_TIMEOUT_S", 30, maximum=3600),
     )
 

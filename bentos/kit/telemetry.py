@@ -16,6 +16,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bentos.kit.tracing import CURRENT
+
 REGISTRY = CollectorRegistry()
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -29,12 +31,13 @@ REQUEST_SECONDS = Histogram(
 )
 _STAGES = Histogram(
     "darkroom_stage_seconds",
-    "Of a request: its wait for a thread. Of a batch: decoding its images, and the model.",
+    "Of a request: its wait for a thread (queue) and for the others of its batch to be decoded (batch_wait). Of a "
+    "batch: decoding its images, and the model.",
     ("stage",),
     buckets=_SECONDS,
     registry=REGISTRY,
 )
-STAGE_SECONDS = {stage: _STAGES.labels(stage) for stage in ("queue", "decode", "model")}
+STAGE_SECONDS = {stage: _STAGES.labels(stage) for stage in ("queue", "decode", "batch_wait", "model")}
 BATCH_IMAGES = Histogram(
     "darkroom_batch_images",
     "Images that went through the model together.",
@@ -47,6 +50,19 @@ CACHE_BYTES = Gauge("darkroom_cache_bytes", "What the cache holds.", registry=RE
 BYTES_IN_FLIGHT = Gauge("darkroom_bytes_in_flight", "Of bodies and images that are held.", registry=REGISTRY)
 STREAMS = Gauge("darkroom_open_streams", "WebSocket connections.", registry=REGISTRY)
 REFUSED = Counter("darkroom_refused_requests", "Requests answered by a problem.", ("reason",), registry=REGISTRY)
+LIMITED = Counter(
+    "darkroom_limited_requests",
+    "Refused because a credential's rate or quota is used up.",
+    ("limit", "role"),
+    registry=REGISTRY,
+)
+LIMIT = Gauge("darkroom_limit", "Where this process begins to refuse.", ("of",), registry=REGISTRY)
+SPANS = Counter(
+    "darkroom_spans",
+    "Of traces: made, sent to the collector, lost because it was away.",
+    ("result",),
+    registry=REGISTRY,
+)
 MODEL = Gauge(
     "darkroom_model_info",
     "1, labelled with what this process serves.",
@@ -71,13 +87,19 @@ def accepted_request_id(given: bytes) -> str:
 
 
 def count(route: str, status: int, reason: str, seconds: float, request_id: str, path: str = "") -> None:
-    """One answered request: counters, and a log line where it was refused. `status` is HTTP's on every transport."""
+    """One answered request: counters, the end of its span, and a log line where it was refused.
+
+    `status` is HTTP's on every transport.
+    """
     REQUESTS.labels(route, status).inc()
     REQUEST_SECONDS.labels(route).observe(seconds)
     if status >= 400:
         REFUSED.labels(reason).inc()
         fields = {"request_id": request_id, "route": route, "status": status, "reason": reason, "path": path}
         logger.info("refused", extra={**fields, "duration_ms": round(seconds * 1000, 2)})
+    span = CURRENT.get()
+    if span is not None:
+        span.end(status, reason)
 
 
 async def metrics(_: Request) -> Response:
@@ -89,7 +111,7 @@ _PLAIN = set(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"messa
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record; what was given as `extra` are its fields."""
+    """One JSON object a record; what was given as `extra` are its fields, and whose trace it belongs to."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -99,6 +121,9 @@ class JsonLines(logging.Formatter):
             "event": record.getMessage(),
         }
         line |= {key: value for key, value in record.__dict__.items() if key not in _PLAIN}
+        span = CURRENT.get()
+        if span is not None:
+            line |= span.ids
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

@@ -43,6 +43,7 @@ _COMMON = (
     "grpcio-reflection",
     "joserfc",
     "numpy",
+    "opentelemetry-exporter-otlp-proto-http",
     "pillow",
     "prometheus-client",
     "protobuf",

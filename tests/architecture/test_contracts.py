@@ -21,6 +21,7 @@ def test_import_contracts_hold() -> None:
     ("module", "absent"),
     [
         ("bentos.classifier.service", ("torch", "torchvision", "mlflow", "feast", "airflow", "pandas")),
+        ("bentos.classifier.service", ("opentelemetry.sdk", "opentelemetry.exporter")),
         ("pipelines.cli.step", ("typer", "pydantic", "numpy", "torch", "mlflow", "feast", "airflow")),
         ("pipelines.core.recipe", ("numpy", "PIL", "pyarrow", "boto3")),
     ],

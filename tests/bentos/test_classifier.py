@@ -189,6 +189,9 @@ def test_metrics_count_requests_and_refusals(served: Served) -> None:
     assert re.search(r'darkroom_requests_total\{route="classify",status="200"\} [1-9]', text)
     assert re.search(r'darkroom_refused_requests_total\{reason="empty"\} [1-9]', text)
     assert f'package_digest="{served.package.digest}"' in text
+    for stage in ("queue", "decode", "batch_wait", "model"):
+        assert re.search(rf'darkroom_stage_seconds_count{{stage="{stage}"}} [1-9]', text)
+    assert 'darkroom_limit{of="waiting_images"} 256.0' in text
 
 
 def test_the_same_image_again_comes_from_the_cache(served: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from slow_classifier import Slow
 
 from bentos.classifier.engine import Engine
 from bentos.kit.errors import Overloaded
+from bentos.kit.tracing import CURRENT, Span, Tracer
 from pipelines.core.errors import ImageError
 from pipelines.core.inference import Classifier, Outputs
 from pipelines.core.model_package import ModelPackage
@@ -90,6 +92,38 @@ def test_one_bad_image_spoils_only_its_own_request(package: ModelPackage) -> Non
     ]
     assert "image 1" in str(found[3])
     assert "image" not in str(found[1]).split(":", maxsplit=1)[0]
+
+
+def test_stages_of_a_batch_are_told_to_the_traces_of_those_in_it(package: ModelPackage) -> None:
+    """To each its own wait and its own decoding; the model's time and size are the batch's."""
+    taken: list[Span] = []
+    tracer = Tracer(sample=1, attributes={}, take=taken.append)
+
+    async def traced(running: Engine, image: bytes) -> Span:
+        span = tracer.begin(b"", time.perf_counter())
+        CURRENT.set(span)
+        await asyncio.gather(running.run([image]), return_exceptions=True)
+        assert span is not None
+        return span
+
+    async def work(running: Engine) -> list[Span]:
+        await running.run(images(10))  # it learns how long an image takes
+        busy = asyncio.create_task(running.run(images(20)))
+        spans = await asyncio.gather(*(traced(running, one) for one in (images(1)[0], b"no image", images(2)[1])))
+        await busy
+        return spans
+
+    classifier = Slow(package, 0.001)
+    classifier.predict_bytes(images(1))  # the first run allocates
+    with engine(classifier) as running:
+        spans = asyncio.run(work(running))
+    told = [[(one.name, one.failed) for one in taken if one.parent_id == span.span_id] for span in spans]
+    assert told[0] == told[2] == [("queue", False), ("decode", False), ("model", False)]
+    assert told[1] == [("queue", False), ("decode", True)]
+    assert [one.attributes["darkroom.images"] for one in taken if one.name == "decode"] == [1, 1, 1]
+    models = [one for one in taken if one.name == "model"]
+    assert len({(one.started, one.ended) for one in models}) == 1
+    assert {one.attributes["darkroom.batch_images"] for one in models} == {3}
 
 
 def test_a_failing_runtime_fails_requests_and_not_the_thread(package: ModelPackage) -> None:

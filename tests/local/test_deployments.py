@@ -18,6 +18,7 @@ import pytest
 import serving_platform
 from example_packages import coloured
 from oip_client import ask_with_triton
+from otlp_collector import collecting
 from serving_platform import (
     ACTOR,
     AUTHORIZED,
@@ -285,6 +286,24 @@ def test_a_live_bento_that_is_lost_does_not_keep_the_next_one_from_serving(
     with serving(own):
         assert deploy(own, builds[2]).state == "live"
         assert served_version(own) == "2"
+
+
+def test_gateway_and_processes_send_spans_where_the_platform_has_a_collector(
+    own: Settings, builds: dict[int, Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collecting() as collector:
+        monkeypatch.setenv("DARKROOM_OTLP_ENDPOINT", collector.endpoint)
+        monkeypatch.setenv("DARKROOM_TRACE_SAMPLE", "1")
+        with serving(settings_module.load()):
+            assert deploy(own, builds[1]).state == "live"
+            assert ask(own.gateway_port, "/v1/classify", coloured("red"), {"X-Request-ID": "traced"})[0] == 200
+            wait_until(lambda: len({one.service for one in collector.spans if _is_traced(one.attributes)}) == 2)
+    # Whoever reads traces learns no key.
+    assert AUTHORIZED["Authorization"].removeprefix("Bearer ") not in str(collector.spans)
+
+
+def _is_traced(attributes: dict[str, object]) -> bool:
+    return attributes.get("darkroom.request_id") == "traced"
 
 
 def test_what_was_live_serves_again_after_a_kill_in_the_middle_of_a_rollout(

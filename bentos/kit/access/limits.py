@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from bentos.kit.access.key_store import KeyStore, StoreAway
 from bentos.kit.errors import RequestRefused
+from bentos.kit.telemetry import LIMITED
 from pipelines.core.access import Credential
 
 _BURST_S = 10.0
@@ -64,6 +65,7 @@ class Rates:
         bucket.tokens = min(size, bucket.tokens + (now - bucket.at) * rate)
         bucket.at = now
         if bucket.tokens < 1:
+            LIMITED.labels("rate", credential.role).inc()
             detail = f"more than {credential.per_minute} images a minute"
             raise too_many(detail, (1 - bucket.tokens) / rate)
         bucket.tokens -= num_images
@@ -98,6 +100,7 @@ class Quotas:
             self._day, self._used = now.date(), {}
         used = self._used.setdefault(credential.id, _Used())
         if used.known + used.unsaid + num_images > credential.per_day:
+            LIMITED.labels("quota", credential.role).inc()
             midnight = datetime.datetime.combine(self._day + datetime.timedelta(days=1), datetime.time(), datetime.UTC)
             raise too_many(f"more than {credential.per_day} images a day", (midnight - now).total_seconds())
         used.unsaid += num_images

@@ -81,7 +81,10 @@ def write_initial(settings: Settings) -> bool:
         config.bootstrap(
             folder=folder,
             listening=config.Listening(
-                port=settings.gateway_port, tls_port=settings.port("gateway_tls"), tls_host=settings.gateway_host
+                port=settings.gateway_port,
+                tls_port=settings.port("gateway_tls"),
+                tls_host=settings.gateway_host,
+                tracing=settings.tracing,
             ),
             admin_port=settings.port("envoy_admin"),
             access_log=access_log(settings),

@@ -160,6 +160,7 @@ class Fleet:
             "DARKROOM_CONCURRENCY": str(max(1, num_cores() // (spec.workers * spec.threads))),
             "DARKROOM_TOP_K": str(spec.top_k),
             **access.environment(self.settings, spec.workers),
+            **(self.settings.tracing.environment if self.settings.tracing else {}),
         }
 
     def _look_at(self, worker: Worker) -> None:

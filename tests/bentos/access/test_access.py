@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -246,6 +247,10 @@ def test_a_refusal_by_limit_says_when_to_come_again(guarded: Guarded) -> None:
     response = connection.getresponse()
     assert response.status == 429
     assert 50 <= int(response.headers["Retry-After"]) <= 60
+    response.read()
+    connection.request("GET", "/metrics", headers=guarded.header("operator"))
+    metrics = connection.getresponse().read().decode()
+    assert re.search(r'darkroom_limited_requests_total\{limit="rate",role="predictor"\} [1-9]', metrics)
     connection.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipelines.adapters.gateway.config import tracing
 from pipelines.adapters.gateway.config.listener import Listening, listeners
 from pipelines.adapters.gateway.config.parts import TYPES, Resource, address, watched
 
@@ -19,6 +20,7 @@ _RUNTIME = {
     "health_check": {"verify_cluster": 100},
     # A connection that opens and resets streams by the hundred takes its turn behind the others (CVE-2023-44487).
     "http": {"max_requests_per_io_cycle": 1},
+    "tracing": tracing.RUNTIME,
 }
 
 
@@ -29,7 +31,10 @@ def bootstrap(*, folder: Path, listening: Listening, admin_port: int, access_log
         # Rollouts go on while clients hold every connection.
         "admin": {"address": address(admin_port), "ignore_global_conn_limit": True},
         "dynamic_resources": {"cds_config": watched(folder, "cds/cds.json")},
-        "static_resources": {"listeners": listeners(folder, listening, access_log)},
+        "static_resources": {
+            "listeners": listeners(folder, listening, access_log),
+            **({"clusters": [tracing.collector(listening.tracing)]} if listening.tracing else {}),
+        },
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
         "overload_manager": _overload_manager(),
     }

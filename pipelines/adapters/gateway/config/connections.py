@@ -13,7 +13,9 @@ from pipelines.adapters.gateway.config.parts import (
     Resource,
     watched,
 )
+from pipelines.adapters.gateway.config.tracing import tracer
 from pipelines.core.limits import BODY_TIMEOUT_S
+from pipelines.core.traces import Tracing
 
 MODEL_OF_CALL = (Path(__file__).parent / "model_of_call.lua").read_text("utf-8")
 """A call by gRPC names its model in the message, and Envoy routes by headers: this makes the headers."""
@@ -51,7 +53,7 @@ _TITLES = {
 }
 
 
-def connection_manager(folder: Path, access_log: Path) -> Resource:
+def connection_manager(folder: Path, access_log: Path, tracing: Tracing | None) -> Resource:
     """The filter that makes requests of a connection's bytes."""
     manager = {
         "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -74,6 +76,8 @@ def connection_manager(folder: Path, access_log: Path) -> Resource:
         "local_reply_config": {"mappers": [*(_mapper(status, "EQ") for status in _TITLES), _mapper(400, "GE")]},
         "access_log": [_access_log(access_log)],
     }
+    if tracing is not None:
+        manager["tracing"] = tracer(tracing)
     return {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
 
 
@@ -89,6 +93,8 @@ _PATHS_AND_IDS = {
         "typed_config": {
             "@type": f"{TYPES}.extensions.request_id.uuid.v3.UuidRequestIdConfig",
             "pack_trace_reason": False,
+            # The tracer decides (config.tracing).
+            "use_request_id_for_trace_sampling": False,
         }
     },
 }
@@ -176,6 +182,7 @@ def _access_log(path: Path) -> Resource:
     fields = {
         "at": "%START_TIME%",
         "request_id": "%REQ(X-REQUEST-ID)%",
+        "trace_id": "%TRACE_ID%",
         "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
         "protocol": "%PROTOCOL%",
         "tls": "%DOWNSTREAM_TLS_VERSION%",

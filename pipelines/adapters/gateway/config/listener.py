@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.adapters.gateway.config.connections import connection_manager
 from pipelines.adapters.gateway.config.parts import BUFFER_BYTES, TYPES, Resource, address, watched
+from pipelines.core.traces import Tracing
 
 CERTIFICATE_NAME = "gateway"
 CERTIFICATE_FILE = "sds/certificate.json"
@@ -28,17 +29,19 @@ class Listening:
     tls_port: int
     tls_host: str
     """IP address of the TLS listener; 0.0.0.0 or :: for all."""
+    tracing: Tracing | None = None
 
 
 def listeners(folder: Path, listening: Listening, access_log: Path) -> list[Resource]:
     """Both listeners. They share routes, limits, statistics and access log."""
+    manager = connection_manager(folder, access_log, listening.tracing)
     return [
-        _listener("gateway", address(listening.port), {"filters": [connection_manager(folder, access_log)]}),
+        _listener("gateway", address(listening.port), {"filters": [manager]}),
         _listener(
             "gateway-tls",
             address(listening.tls_port, listening.tls_host),
             {
-                "filters": [connection_manager(folder, access_log)],
+                "filters": [manager],
                 "transport_socket": _tls(folder),
                 # A handshake that drips holds a socket no longer than headers that do.
                 "transport_socket_connect_timeout": "6s",
