@@ -107,7 +107,7 @@ def read(
 
 
 def newest(storage: Storage, selection: Selection, *, limit: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The last `limit` rows of all that are selected, oldest first; `columns` must hold `at`. Raises what `read` does."""
+    """The last `limit` rows that are selected, oldest first; `columns` must hold `at`. Raises what `read` does."""
     found: list[dict[str, Any]] = []
     folders: dict[date, list[str]] = {}
     for folder, day in _days(storage, selection):
