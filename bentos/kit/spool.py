@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import time
@@ -14,6 +15,7 @@ from pipelines.core.prediction_spool import SEGMENT_BYTES, SUFFIX
 
 SEGMENT_S = 10.0
 """A file is finished after this time at the latest, so that it can be collected."""
+_LOCK = ".writers.lock"
 MIN_FREE_BYTES = 500_000_000
 """Of the disk: with less, nothing is written."""
 
@@ -32,7 +34,6 @@ class SpoolWriter:
     num_given_up: int = 0
     """Predictions in finished files that were dropped to make room."""
     _file: int | None = None
-    _path: Path | None = None
     _size_bytes: int = 0
     _finish_at: float = field(default=0.0, repr=False)
 
@@ -71,8 +72,11 @@ class SpoolWriter:
 
     def _begin(self, first_bytes: int) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._make_room(max(SEGMENT_BYTES, first_bytes))
-        self._file, self._path = prediction_spool.create(self.folder)
+        with (self.folder / _LOCK).open("w") as lock:
+            # Else two processes could both find the last room.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._make_room(max(SEGMENT_BYTES, first_bytes))
+            self._file = prediction_spool.create(self.folder)[0]
         self._size_bytes = os.fstat(self._file).st_size
         self._finish_at = time.monotonic() + SEGMENT_S
 
