@@ -32,10 +32,12 @@ _MAX_WAITING_BYTES = 32 * 1024 * 1024
 """Of images that wait to be written; one more is given up."""
 _PAUSE_S = 1.0
 """After a disk refused; what comes meanwhile is given up."""
+_END_S = 5.0
+"""What the thread has for what still waits when the process ends; a disk that hangs must not keep it."""
 _KNOWN_IMAGES = 10_000
 """Images of which a process remembers that it has logged their bytes."""
-_PROOF = ("platform", "golden-set")
-"""Credential and request id of the supervisor, which proves a process before it serves: no traffic."""
+_PROOF_CREDENTIAL, _PROOF_REQUEST = "platform", "golden-set"
+"""Of the supervisor, which proves a process before it serves, with or without credentials: no traffic."""
 
 logger = logging.getLogger("darkroom.prediction-log")
 
@@ -72,7 +74,7 @@ class PredictionLog:
         self._identity, self._variant, self._class_names = identity, variant, class_names
         self._spool = SpoolWriter(settings.spool, settings.max_spool_bytes)
         self._known: OrderedDict[bytes, None] = OrderedDict()
-        self._trouble, self._again_at = "", 0.0
+        self._trouble, self._again_at, self._reason = "", 0.0, ""
         # Each number has one thread that changes it, so that no lock is needed.
         self._given = self._given_bytes = self._done = self._done_bytes = 0
         self._waiting: queue.SimpleQueue[_Answered | None] = queue.SimpleQueue()
@@ -98,7 +100,7 @@ class PredictionLog:
         cached: bool = False,
     ) -> None:
         """Log one answer if it is sampled: row `row` of `outputs`. The image is encoded bytes, or pixels [H, W, 3]."""
-        if not self.samples(asker) or asker.credential == _PROOF[0] or asker.request_id == _PROOF[1]:
+        if not self.samples(asker) or asker.credential == _PROOF_CREDENTIAL or asker.request_id == _PROOF_REQUEST:
             return
         num_bytes = image.nbytes if isinstance(image, np.ndarray) else len(image)
         if (
@@ -117,7 +119,7 @@ class PredictionLog:
 
     def close(self) -> None:
         self._waiting.put(None)
-        self._thread.join()
+        self._thread.join(_END_S)
 
     # --- on the log's thread -----------------------------------------------------------------------------------------
 
@@ -139,13 +141,14 @@ class PredictionLog:
 
     def _log(self, one: _Answered) -> None:
         if time.monotonic() < self._again_at:
-            LOG_DROPPED.labels("disk").inc()
+            LOG_DROPPED.labels(self._reason).inc()
             return
         given_up = self._spool.num_given_up
         try:
             self._write(one)
         except (SpoolFull, OSError) as error:
-            LOG_DROPPED.labels("spool" if isinstance(error, SpoolFull) else "disk").inc()
+            self._reason = "spool" if isinstance(error, SpoolFull) else "disk"
+            LOG_DROPPED.labels(self._reason).inc()
             self._again_at = time.monotonic() + _PAUSE_S
             self._tell(str(error))
         except Exception:  # a thread that died would log nothing any more, in silence

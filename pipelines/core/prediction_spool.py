@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = b"darkroom predictions 1\n"
-"""First line of a file. A change of what follows counts it up: bentos of several ages write into one spool."""
+"""First line of a file. Bentos of several ages write into one spool: a field that is added has a default, and what
+older code could not read counts this up."""
 SUFFIX = ".spool"
 SEGMENT_BYTES = 4 * 1024 * 1024
 """A file that has grown to this size is finished; only a single larger frame makes a larger one."""
@@ -150,9 +151,9 @@ def _record(content: bytes) -> Record:
     words = json.loads(line)
     numbers = np.frombuffer(rest, "<f4")
     num_classes = words["probabilities"]
-    return Record(
-        **{name: words[name] for name in _WORDS}, probabilities=numbers[:num_classes], embedding=numbers[num_classes:]
-    )
+    # What an older bento does not write has a default in Record.
+    known = {name: words[name] for name in _WORDS if name in words}
+    return Record(**known, probabilities=numbers[:num_classes], embedding=numbers[num_classes:])
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_processes_share_one_bound(tmp_path: Path) -> None:
     for writer in writers[:3]:
         writer.write(image(10))
     with pytest.raises(SpoolFull, match="not collected yet"):
-        [SpoolWriter(tmp_path, 15 * MB).write(image(10)) for _ in range(2)]
+        SpoolWriter(tmp_path, 15 * MB).write(image(10))
     writers[3].write(image(10))
     for writer in writers:
         writer.write(image(3 * MB))

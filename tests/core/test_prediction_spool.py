@@ -31,14 +31,12 @@ def test_what_was_written_is_read_to_the_last_bit(tmp_path: Path) -> None:
 
 def test_a_file_that_is_cut_anywhere_keeps_the_whole_records_before(tmp_path: Path) -> None:
     data = spooled(tmp_path, [record(0), record(1)]).read_bytes()
-    first = len(FORMAT) + len(prediction_frame(record(0)))
+    ends = (len(FORMAT), len(FORMAT) + len(prediction_frame(record(0))), len(data))
     for length in range(len(data) + 1):
         found = parse(data[:length])
-        whole = (length >= first) + (length == len(data))
+        whole = sum(end <= length for end in ends[1:])
         assert len(found.records) == whole
-        assert found.lost_bytes == length - (0 if length < len(FORMAT) else (len(FORMAT), first, len(data))[whole]) or (
-            length < len(FORMAT) and found.lost_bytes == 0
-        )
+        assert found.lost_bytes == max(0, length - ends[whole])
 
 
 @pytest.mark.parametrize("place", [0, 1, 5, 9, 40, -1], ids=["kind", "length", "checksum", "line", "words", "number"])
