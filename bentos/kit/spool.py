@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.core import prediction_spool
-from pipelines.core.prediction_spool import SEGMENT_BYTES, SUFFIX
+from pipelines.core.prediction_spool import SEGMENT_BYTES
 
 SEGMENT_S = 10.0
 """A file is finished after this time at the latest, so that it can be collected."""
@@ -86,7 +86,7 @@ class SpoolWriter:
             raise SpoolFull(f"{free // 10**6:,} MB are free on the disk of {self.folder}")
         finished: list[tuple[Path, int]] = []
         used = 0
-        for path in sorted(self.folder.rglob(f"*{SUFFIX}")):
+        for path in prediction_spool.everything(self.folder):
             with contextlib.suppress(FileNotFoundError), prediction_spool.taken(path) as mine:
                 size = path.stat().st_size
                 used += size if mine else max(size, SEGMENT_BYTES)

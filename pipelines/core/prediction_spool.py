@@ -183,6 +183,11 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"))
 
 
+def everything(folder: Path) -> list[Path]:
+    """Files, finished or not, and below the folder those that are being collected, whatever vanishes meanwhile."""
+    return sorted(Path(where) / name for where, _, names in os.walk(folder) for name in names if name.endswith(SUFFIX))
+
+
 @contextlib.contextmanager
 def taken(path: Path) -> Iterator[bool]:
     """Hold the lock of a file, or say that somebody else does or that it is gone."""

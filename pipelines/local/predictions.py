@@ -67,7 +67,7 @@ class Collecting:
 
     def _collect(self, patience_s: float) -> str:
         settings = self._settings
-        if not any(settings.prediction_spool.glob(f"**/*{prediction_spool.SUFFIX}")):
+        if not prediction_spool.everything(settings.prediction_spool):
             return ""
         # Only where there is something: it loads pyarrow, 60 MB.
         from pipelines.core.prediction_collection import collect

@@ -14,7 +14,10 @@ from logged_predictions import record, spooled
 from bentos.kit import spool as kit_spool
 from bentos.kit.spool import SpoolFull, SpoolWriter
 from pipelines.core import prediction_spool
+from pipelines.core.prediction_collection import collect
 from pipelines.core.prediction_spool import SEGMENT_BYTES, RawImage, image_frame, parse, prediction_frame
+from pipelines.core.predictions import read
+from pipelines.core.storage import LocalStorage
 
 MB = 1024 * 1024
 
@@ -94,6 +97,40 @@ def test_processes_that_make_room_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert 16 * MB < size_of(tmp_path) <= 32 * MB
+
+
+def test_every_record_is_collected_or_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes write beyond their bound while a collector takes what it can get."""
+    monkeypatch.setattr(kit_spool, "SEGMENT_BYTES", 2000)
+    writers = [SpoolWriter(tmp_path / "spool", 40_000) for _ in range(3)]
+    refused: list[int] = []
+    over = threading.Event()
+
+    def write(writer: SpoolWriter, first: int) -> None:
+        for number in range(first, first + 300):
+            try:
+                writer.write(prediction_frame(record(number)))
+            except SpoolFull:
+                refused.append(number)
+        writer.finish()
+
+    def work() -> None:
+        while not over.is_set():
+            collect(tmp_path / "spool", storage)
+
+    storage = LocalStorage(tmp_path / "store")
+    threads = [threading.Thread(target=write, args=(one, 1000 * place)) for place, one in enumerate(writers)]
+    collector = threading.Thread(target=work)
+    for thread in (collector, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    over.set()
+    collector.join()
+    collect(tmp_path / "spool", storage)
+    found = [one for batch in read(storage, columns=["request_id"]) for one in batch["request_id"].to_pylist()]
+    assert len(set(found)) == len(found)
+    assert len(found) + len(refused) + sum(one.num_given_up for one in writers) == 900
 
 
 def test_nothing_is_written_where_the_disk_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
