@@ -56,11 +56,11 @@ class Collected:
         )
 
 
-def collect(spool: Path, storage: Storage, *, patience_s: float = 0.0) -> Collected:
+def collect(spool: Path, storage: Storage) -> Collected:
     """Write what processes have finished. Nothing where another collector is at work, or where the spool is not there.
 
-    With patience, files that are not enough for an object of their own are left until the oldest is that old, so that
-    objects do not get small. Raises what the storage raises; the files stay then, for the next call.
+    Whoever calls it rarely gets few and large objects. Raises what the storage raises; the files stay then, for the
+    next call.
     """
     total = Collected()
     with _alone(spool) as alone:
@@ -69,9 +69,11 @@ def collect(spool: Path, storage: Storage, *, patience_s: float = 0.0) -> Collec
         _sweep(spool)
         for left in sorted(spool.glob(f"{_BATCH}*")):
             total += _write(left, storage)
-        while batch := _gathered(spool, patience_s):
+        while batch := _gathered(spool):
             total += _write(batch, storage)
-        return total + Collected(num_unreadable=sum(not _readable(path) for path in prediction_spool.files(spool)))
+        return total + Collected(
+            num_unreadable=sum(not prediction_spool.is_readable(path) for path in prediction_spool.files(spool))
+        )
 
 
 @contextlib.contextmanager
@@ -100,27 +102,16 @@ def _sweep(spool: Path) -> None:
                 path.unlink()
 
 
-def _readable(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return prediction_spool.readable(file.read(len(prediction_spool.FORMAT)))
-    except FileNotFoundError:  # given up meanwhile
-        return True
-
-
-def _gathered(spool: Path, patience_s: float) -> Path | None:
-    """A new batch of finished files, or None where there is not enough."""
+def _gathered(spool: Path) -> Path | None:
+    """A new batch of finished files, or None where there are none."""
     found: list[Path] = []
-    size, oldest = 0, time.time()
-    for path in prediction_spool.files(spool):
-        with prediction_spool.taken(path) as mine:
-            if mine and _readable(path):
-                status = path.stat()
-                if found and size + status.st_size > BATCH_BYTES:
-                    break
-                found.append(path)
-                size, oldest = size + status.st_size, min(oldest, status.st_mtime)
-    if not found or (size < BATCH_BYTES // 2 and time.time() - oldest < patience_s):
+    size = 0
+    for path, status in prediction_spool.finished(spool):
+        if found and size + status.st_size > BATCH_BYTES:
+            break
+        found.append(path)
+        size += status.st_size
+    if not found:
         return None
     batch = spool / f"{_BATCH}{found[0].stem}-{uuid.uuid4().hex[:8]}"
     batch.mkdir(mode=0o700)

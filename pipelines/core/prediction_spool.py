@@ -188,6 +188,23 @@ def everything(folder: Path) -> list[Path]:
     return sorted(Path(where) / name for where, _, names in os.walk(folder) for name in names if name.endswith(SUFFIX))
 
 
+def finished(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Readable files that nobody holds, oldest first, with their size and age."""
+    for path in files(folder):
+        with taken(path) as mine:
+            if mine and is_readable(path):
+                yield path, path.stat()
+
+
+def is_readable(path: Path) -> bool:
+    """False for a file of another format."""
+    try:
+        with path.open("rb") as file:
+            return readable(file.read(len(FORMAT)))
+    except FileNotFoundError:  # given up meanwhile
+        return True
+
+
 @contextlib.contextmanager
 def taken(path: Path) -> Iterator[bool]:
     """Hold the lock of a file, or say that somebody else does or that it is gone."""

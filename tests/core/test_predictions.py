@@ -241,14 +241,6 @@ def test_files_that_are_still_written_are_left(spool: Path, folder: LocalStorage
     assert collect(spool, folder).num_predictions == 1
 
 
-def test_with_patience_little_is_left_until_it_is_old(spool: Path, folder: LocalStorage) -> None:
-    paths = [spooled(spool, [record(number)]) for number in range(2)]
-    assert collect(spool, folder, patience_s=300) == Collected()
-    long_ago = paths[0].stat().st_mtime - 301
-    os.utime(paths[0], (long_ago, long_ago))
-    assert collect(spool, folder, patience_s=300) == Collected(num_predictions=2, num_objects=1)
-
-
 def test_a_file_of_another_version_keeps_nothing_else_back(spool: Path, folder: LocalStorage) -> None:
     other = spooled(spool, [])
     other.write_bytes(FORMAT.replace(b"1", b"2"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from pipelines.core.predictions import Selection, newest, read
 from pipelines.core.storage import open_storage
 from pipelines.local.identity import identity
 from pipelines.local.ports import free_port
-from pipelines.local.predictions import Collecting
+from pipelines.local.predictions import Collecting, due
 from pipelines.settings import Settings
 
 
@@ -56,6 +57,19 @@ def test_the_end_collects_what_patience_has_left(home_settings: Settings) -> Non
     hourly.start()
     hourly.end()
     assert ids(home_settings) == ["request-0"]
+
+
+def test_little_is_left_until_it_is_old_so_that_objects_are_not_small(home_settings: Settings) -> None:
+    path, _ = (spooled(home_settings.prediction_spool, [record(number)]) for number in range(2))
+    assert not due(home_settings.prediction_spool, 300)
+    long_ago = path.stat().st_mtime - 301
+    os.utime(path, (long_ago, long_ago))
+    assert due(home_settings.prediction_spool, 300)
+    patient = Collecting(home_settings, period_s=0.02, patience_s=300)
+    patient.start()
+    wait_until(lambda: len(ids(home_settings)) == 2)
+    patient.end()
+    assert len(list(Path(home_settings.store_uri).rglob("*.parquet"))) == 1
 
 
 def test_a_store_that_is_away_is_told_once_and_waited_for(
