@@ -23,7 +23,7 @@ _ENOUGH_BYTES = 16 * 1024 * 1024
 _RETRY = 6
 """Periods until the next try after a failure: each try is a process."""
 PATIENCE_S = 300.0
-"""A prediction is in the store after this time, or earlier under load: 288 objects a model and day at most."""
+"""A prediction is in the store after this time: 288 objects a model and day, and more only where they are large."""
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -48,6 +48,8 @@ class Collecting:
         # A store that hangs must not keep the platform from ending.
         self._thread = threading.Thread(target=self._run, name="collecting", daemon=True)
         self._collector: subprocess.Popen[str] | None = None
+        self._over = False
+        self._starting = threading.Lock()
 
     def start(self) -> None:
         self._thread.start()
@@ -57,8 +59,10 @@ class Collecting:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        if collector := self._collector:  # its batch stays for the next one
-            collector.kill()
+        with self._starting:
+            self._over = True
+            if self._collector is not None:
+                self._collector.kill()  # its batch stays for the next one
 
     def _run(self) -> None:
         stopping = False
@@ -88,24 +92,28 @@ class Collecting:
 
     def _run_collector(self) -> None:
         """Raises PlatformError with its last words."""
-        settings = self._settings
-        # A process of its own: Parquet's libraries and a batch would stay in our memory for good, some 100 MB.
-        self._collector = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "pipelines.local.predictions"),
-                *(str(settings.prediction_spool), settings.store_uri, settings.s3_endpoint_url or ""),
-            ],
-            env=process.environment(settings),
-            cwd=REPOSITORY,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        with self._collector as collector:
-            words = (collector.communicate()[1] or "").strip().splitlines()
-        self._collector = None
+        with self._starting:
+            if self._over:
+                return
+            # A process of its own: Parquet's libraries and a batch would stay in our memory for good, some 100 MB.
+            self._collector = collector = _start(self._settings)
+        words = (collector.communicate()[1] or "").strip().splitlines()
         if collector.returncode:
             raise PlatformError(words[-1] if words else f"the collector ended with status {collector.returncode}")
+
+
+def _start(settings: Settings) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pipelines.local.predictions"),
+            *(str(settings.prediction_spool), settings.store_uri, settings.s3_endpoint_url or ""),
+        ],
+        env=process.environment(settings),
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def due(spool: Path, patience_s: float) -> bool:

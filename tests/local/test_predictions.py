@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -95,6 +97,21 @@ def test_a_store_in_s3_that_is_away(home_settings: Settings, s3_endpoint: Any) -
     spooled(remote.prediction_spool, [record()])
     with collecting(remote) as running:
         wait_until(lambda: "DARKROOM_S3_ENDPOINT_URL" in running.trouble)
+    there = replace(remote, s3_endpoint_url=s3_endpoint.url)
+    with collecting(there):
+        wait_until(lambda: ids(there) == ["request-0"])
+
+
+def test_a_store_that_hangs_does_not_keep_the_platform_from_ending(home_settings: Settings, s3_endpoint: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        remote = replace(home_settings, store_uri=f"s3://{s3_endpoint.bucket()}/house", s3_endpoint_url=address)
+        spooled(remote.prediction_spool, [record()])
+        running = Collecting(remote, period_s=0.02, patience_s=0.0)
+        running.start()
+        silent.accept()
+        running.end(timeout_s=0.1)
+        wait_until(lambda: not [one for one in threading.enumerate() if one.name == "collecting"])
     there = replace(remote, s3_endpoint_url=s3_endpoint.url)
     with collecting(there):
         wait_until(lambda: ids(there) == ["request-0"])
