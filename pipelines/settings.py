@@ -54,6 +54,14 @@ class Settings:
     tls_key: Path | None = None
     tracing: Tracing | None = None
     """The collector of traces; None: nothing is traced."""
+    log_predictions: float = 0.1
+    """Share of the served answers that the prediction log keeps."""
+    log_images: bool = False
+    """Whether it also keeps the images' bytes."""
+    prediction_spool_mb: int = 256
+    """What of it lies on this machine's disk at most, until it is in the store."""
+    keep_predictions_days: int = 90
+    """`darkroom gc` frees what is older."""
     min_memory_mb: int = 4000
     """Free memory without which `darkroom up` does not start."""
     min_disk_mb: int = 1000
@@ -62,6 +70,11 @@ class Settings:
     @property
     def secrets(self) -> Path:
         return self.home / "secrets"
+
+    @property
+    def prediction_spool(self) -> Path:
+        """Where serving processes leave their part of the prediction log."""
+        return self.home / "spool" / "predictions"
 
     @property
     def recipe_folders(self) -> tuple[Path, Path]:
@@ -157,6 +170,24 @@ def _megabytes(name: str, default: int) -> int:
     return int(text)
 
 
+def _number(name: str, default: int, *, minimum: int, what: str) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) < minimum:
+        raise UserError(f"{name}={text!r}: expected {what}, at least {minimum}, such as {default}")
+    return int(text)
+
+
+def _share(name: str, default: float) -> float:
+    text = os.environ.get(name) or str(default)
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"{name}={text!r}: expected a share from 0 to 1, such as {default:g}")
+    return share
+
+
 def _choice(name: str, allowed: tuple[str, ...]) -> str:
     text = os.environ.get(name) or allowed[0]
     if text not in allowed:
@@ -214,6 +245,10 @@ def load() -> Settings:
         tls_certificate=tls_certificate,
         tls_key=tls_key,
         tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
+        log_predictions=_share("DARKROOM_LOG_PREDICTIONS", 0.1),
+        log_images=_choice("DARKROOM_LOG_IMAGES", ("0", "1")) == "1",
+        prediction_spool_mb=_number("DARKROOM_PREDICTION_SPOOL_MB", 256, minimum=16, what="a number of megabytes"),
+        keep_predictions_days=_number("DARKROOM_KEEP_PREDICTIONS_DAYS", 90, minimum=1, what="a number of days"),
         min_memory_mb=_megabytes("DARKROOM_MIN_MEMORY_MB", 4000),
         min_disk_mb=_megabytes("DARKROOM_MIN_DISK_MB", 1000),
     )

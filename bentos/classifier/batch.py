@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.prediction_log import Asker
 from bentos.classifier.rest import named, options, predictions, who
 from bentos.kit.access import Caller
 from bentos.kit.errors import Overloaded, RequestRefused, logged, problem_table
@@ -65,17 +66,17 @@ class _Batch:
                 limit = self._dataplane.settings.max_body_bytes
                 raise ImageError("too_many_bytes", f"the file is larger than {limit:,} bytes")
             self._caller.charge(1 if index else 0)
-            found = await self._classified(upload.data)
+            found = await self._classified(upload.data, index)
             line |= {**who(found.identity, self._caller.request_id), "predictions": predictions(found)}
         except Exception as error:
             line |= problem_table(logged(error, self._caller.request_id), self._caller.request_id)
         return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
-    async def _classified(self, image: bytes) -> Any:
+    async def _classified(self, image: bytes, index: int) -> Any:
         """A batch has time: where others wait, it does too."""
         while True:
             try:
-                asker = self._caller.credential.id
+                asker = Asker(self._caller.credential.id, self._caller.request_id, index)
                 return await self._dataplane.classify(image, self._top_k, self._threshold, asker=asker)
             except Overloaded:
                 await asyncio.sleep(_PATIENCE_S)

@@ -16,6 +16,7 @@ import numpy as np
 from bentos.classifier import identity
 from bentos.classifier.engine import Engine
 from bentos.classifier.identity import Identity
+from bentos.classifier.prediction_log import NOBODY, Asker, PredictionLog
 from bentos.kit.budget import IN_FLIGHT
 from bentos.kit.cache import Cache
 from bentos.kit.settings import ServiceSettings
@@ -76,6 +77,11 @@ class Dataplane:
             max_wait_s=settings.max_wait_s,
         )
         self._cache: Cache[Outputs] = Cache(settings.cache_bytes)
+        self._log = (
+            PredictionLog(settings.prediction_log, self.identity, self.classifier.variant, self.class_names)
+            if settings.prediction_log
+            else None
+        )
         MODEL.labels(
             self.identity.model_name,
             self.identity.model_version,
@@ -120,11 +126,11 @@ class Dataplane:
             )
 
     async def classify(
-        self, image: bytes, top_k: int | None = None, threshold: float = 0.0, *, asker: str = ""
+        self, image: bytes, top_k: int | None = None, threshold: float = 0.0, *, asker: Asker = NOBODY
     ) -> Classification:
         """The most probable classes of one encoded image, none below the threshold.
 
-        Answers are kept for the same `asker` only: how fast one comes must not tell what others have asked.
+        Answers are kept for the same credential only: how fast one comes must not tell what others have asked.
 
         Raises ImageError, or Overloaded where too many wait.
         """
@@ -141,30 +147,38 @@ class Dataplane:
             identity=self.identity,
         )
 
-    async def embed(self, image: bytes, *, asker: str = "") -> Embedding:
+    async def embed(self, image: bytes, *, asker: Asker = NOBODY) -> Embedding:
         """The embedding of one encoded image. Raises ImageError, or Overloaded where too many wait."""
         outputs = await self._outputs(image, asker)
         return Embedding(values=tuple(outputs.embedding[0].tolist()), identity=self.identity)
 
-    async def _outputs(self, image: bytes, asker: str) -> Outputs:
+    async def _outputs(self, image: bytes, asker: Asker) -> Outputs:
         """What the model says of one encoded image, from the cache where it was asked before.
 
         One process has one package, which holds its preprocessing: what is left of the key is who asks, and the image.
         """
         with IN_FLIGHT.holding(len(image)):
-            return await self._cached(image, asker) if self._cache.enabled else await self._computed(image)
+            if self._cache.enabled:
+                return await self._cached(image, asker)
+            outputs = await self._computed(image)
+            if self._log is not None:
+                self._log.offer(asker, image, outputs)
+            return outputs
 
     async def _computed(self, image: bytes) -> Outputs:
         self.engine.admit(1)
         return await self.engine.run([image])
 
-    async def _cached(self, image: bytes, asker: str) -> Outputs:
-        key = (asker, hashlib.sha256(image).digest())
-        found = self._cache.get(key)
+    async def _cached(self, image: bytes, asker: Asker) -> Outputs:
+        sha256 = hashlib.sha256(image).digest()
+        key = (asker.credential, sha256)
+        found = kept = self._cache.get(key)
         if found is None:
             # A copy: a view would keep alive the whole batch that the image was part of.
             found = (await self._computed(image)).copy()
             self._cache.put(key, found, found.nbytes + _ENTRY_BYTES)
+        if self._log is not None:
+            self._log.offer(asker, image, found, sha256=sha256, cached=kept is not None)
         return found
 
     async def infer(
@@ -172,7 +186,7 @@ class Dataplane:
         images: Sequence[bytes],
         pixels_NHWC: Pixels | None,  # noqa: N803
         *,
-        asker: str = "",
+        asker: Asker = NOBODY,
     ) -> Outputs:
         """Everything the model says of encoded images, or of pixels uint8 [N, H, W, 3].
 
@@ -181,7 +195,11 @@ class Dataplane:
         if len(images) == 1:
             return await self._outputs(images[0], asker)
         with IN_FLIGHT.holding(sum(map(len, images)) if pixels_NHWC is None else pixels_NHWC.nbytes):
-            return await self._infer_many(images, pixels_NHWC)
+            outputs = await self._infer_many(images, pixels_NHWC)
+        if self._log is not None:
+            for place, image in enumerate(images if pixels_NHWC is None else pixels_NHWC):
+                self._log.offer(asker._replace(place=place), image, outputs, row=place)
+        return outputs
 
     async def _infer_many(self, images: Sequence[bytes], pixels_NHWC: Pixels | None) -> Outputs:  # noqa: N803
         size = self.settings.max_batch
@@ -197,3 +215,5 @@ class Dataplane:
 
     def close(self) -> None:
         self.engine.close()
+        if self._log is not None:
+            self._log.close()

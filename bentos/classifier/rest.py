@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from bentos.classifier.dataplane import Classification, Dataplane
 from bentos.classifier.identity import Identity
+from bentos.classifier.prediction_log import Asker
 from bentos.kit.bodies import read_file
 from bentos.kit.errors import Ending, RequestRefused
 from bentos.kit.front import caller_of
@@ -31,7 +32,7 @@ async def classify(request: Request) -> Response:
     top_k, threshold = options(request.query_params)
     image = await read_file(request, dataplane.settings.max_body_bytes)
     caller = caller_of(request)
-    answer = await dataplane.classify(image, top_k, threshold, asker=caller.credential.id)
+    answer = await dataplane.classify(image, top_k, threshold, asker=Asker(caller.credential.id, caller.request_id))
     return JSONResponse({**who(answer.identity, caller.request_id), "predictions": predictions(answer)})
 
 
@@ -40,7 +41,7 @@ async def embed(request: Request) -> Response:
     dataplane = named(request)
     image = await read_file(request, dataplane.settings.max_body_bytes)
     caller = caller_of(request)
-    answer = await dataplane.embed(image, asker=caller.credential.id)
+    answer = await dataplane.embed(image, asker=Asker(caller.credential.id, caller.request_id))
     return JSONResponse({**who(answer.identity, caller.request_id), "embedding": answer.values})
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.prediction_log import Asker
 from bentos.classifier.rest import options, predictions, who
 from bentos.kit.access import Caller
 from bentos.kit.errors import RequestRefused, logged, problem_of, problem_table
@@ -128,7 +129,7 @@ async def _classify(
     reason, status = "cancelled", CANCELLED
     try:
         caller.charge(1 if number else 0)
-        answer = await dataplane.classify(image, top_k, threshold, asker=caller.credential.id)
+        answer = await dataplane.classify(image, top_k, threshold, asker=Asker(caller.credential.id, request_id))
         reason, status = "none", 200
         return {"index": number, **who(answer.identity, request_id), "predictions": predictions(answer)}
     except Exception as error:

@@ -14,6 +14,20 @@ from pipelines.core.traces import ENDPOINT, SAMPLE, Tracing, tracing
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictionLogSettings:
+    """Which answers are logged, and where."""
+
+    share: float
+    """Of all answers: above 0, at most 1."""
+    images: bool
+    """Also the images' bytes."""
+    spool: Path
+    """Folder on this machine."""
+    max_spool_bytes: int
+    """Of all that lies there uncollected; what is oldest is given up."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
     """How one serving process works. Build it with `load()`."""
 
@@ -49,6 +63,8 @@ class ServiceSettings:
     access: AccessSettings
     tracing: Tracing | None
     """None: no request is traced."""
+    prediction_log: PredictionLogSettings | None
+    """None: no answer is logged."""
     drain_timeout_s: float
     """What gRPC calls in flight have to finish when the process is asked to end."""
 
@@ -75,6 +91,7 @@ def load(default_model_folder: Path) -> ServiceSettings:
         grpc_host=os.environ.get("DARKROOM_GRPC_HOST") or "127.0.0.1",
         access=_access(),
         tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
+        prediction_log=_prediction_log(),
         drain_timeout_s=_number("DARKROOM_DRAIN_TIMEOUT_S", 30, maximum=3600),
     )
 
@@ -98,6 +115,21 @@ def _access() -> AccessSettings:
         if issuer
         else None,
         num_processes=_number("DARKROOM_PROCESSES", 1, maximum=1000),
+    )
+
+
+def _prediction_log() -> PredictionLogSettings | None:
+    """Where nobody collects there is no log, unless one is asked for."""
+    spool, share = _path("DARKROOM_PREDICTION_SPOOL"), _share("DARKROOM_LOG_PREDICTIONS", 0.1)
+    if spool is None and share and os.environ.get("DARKROOM_LOG_PREDICTIONS"):
+        raise UserError(f"DARKROOM_LOG_PREDICTIONS={share:g}: DARKROOM_PREDICTION_SPOOL must name a folder for the log")
+    if spool is None or not share:
+        return None
+    return PredictionLogSettings(
+        share=share,
+        images=_number("DARKROOM_LOG_IMAGES", 0, minimum=0, maximum=1) == 1,
+        spool=spool,
+        max_spool_bytes=_number("DARKROOM_PREDICTION_SPOOL_MB", 256, minimum=16, maximum=2**20) * 1024**2,
     )
 
 
@@ -128,6 +160,17 @@ def _number(name: str, default: int, *, maximum: int, minimum: int = 1) -> int:
     if not text.isdecimal() or not minimum <= int(text) <= maximum:
         raise UserError(f"{name}={text!r}: expected a number from {minimum} to {maximum}")
     return int(text)
+
+
+def _share(name: str, default: float) -> float:
+    text = os.environ.get(name) or str(default)
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"{name}={text!r}: expected a share from 0 to 1, such as {default:g}")
+    return share
 
 
 def _choice(name: str, allowed: tuple[str, ...]) -> str:

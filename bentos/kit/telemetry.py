@@ -49,6 +49,10 @@ CACHE_LOOKUPS = Counter("darkroom_cache_lookups", "Images looked up in the cache
 CACHE_BYTES = Gauge("darkroom_cache_bytes", "What the cache holds.", registry=REGISTRY)
 BYTES_IN_FLIGHT = Gauge("darkroom_bytes_in_flight", "Of bodies and images that are held.", registry=REGISTRY)
 STREAMS = Gauge("darkroom_open_streams", "WebSocket connections.", registry=REGISTRY)
+LOGGED = Counter("darkroom_logged_predictions", "Predictions in the prediction log's spool.", registry=REGISTRY)
+LOG_DROPPED = Counter(
+    "darkroom_log_dropped_predictions", "Sampled, but given up by the prediction log.", ("reason",), registry=REGISTRY
+)
 REFUSED = Counter("darkroom_refused_requests", "Requests answered by a problem.", ("reason",), registry=REGISTRY)
 LIMITED = Counter(
     "darkroom_limited_requests",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipelines.cli.commands import audit, data, features, imports, keys, models, platform, run, serving
+from pipelines.cli.commands import audit, data, features, imports, keys, models, platform, predictions, run, serving
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -12,7 +12,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Darkroom: from a folder of labelled images to a served, proved and traceable classifier.",
 )
-for group in (platform, run, models, imports, features, serving, keys, audit, data):
+for group in (platform, run, models, imports, features, serving, predictions, keys, audit, data):
     group.register(app)
 
 

@@ -1,4 +1,4 @@
-"""`darkroom trace`: from a model version back to the files that taught it."""
+"""`darkroom trace`: from a model version, or from what it answered, back to the files that taught it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pipelines.cli.execute import storage_of
 from pipelines.cli.model_names import find_version
 from pipelines.core import manifest, package_store
 from pipelines.core.datasets import snapshot_key
+from pipelines.core.errors import NotFound
 from pipelines.core.results import to_json
 from pipelines.core.storage import Storage
 
@@ -45,6 +46,25 @@ def find_trail(settings: Settings, text: str, *, with_images: bool) -> dict[str,
         trail["images"] = _training_images(settings, storage, package)
         trail["num_images"] = len(trail["images"])
     return trail
+
+
+def answered_by(settings: Settings, request_id: str) -> str:
+    """Digest of the package that answered a request, by the prediction log. Raises NotFound."""
+    from pipelines.core.predictions import Selection, newest
+
+    selection = Selection(request_id=request_id)
+    for row in newest(storage_of(settings), selection, limit=1, columns=["at", "package_digest"]):
+        return str(row["package_digest"])
+    raise NotFound(not_logged(settings, request_id))
+
+
+def not_logged(settings: Settings, request_id: str) -> str:
+    """Why a request may not be in the prediction log."""
+    return (
+        f"request {request_id!r} is not in the prediction log of {settings.store_uri}: {settings.log_predictions:.0%} "
+        "of all answers are chosen for it (DARKROOM_LOG_PREDICTIONS), and it takes five minutes to get there "
+        "(`darkroom predictions collect` is quicker)"
+    )
 
 
 def _training_images(settings: Settings, storage: Storage, package: ModelPackage) -> list[dict[str, str]]:

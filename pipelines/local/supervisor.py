@@ -29,6 +29,7 @@ from pipelines.local.deployments import Reconciler
 from pipelines.local.identity import credentials, identity
 from pipelines.local.keeper import GIVE_UP
 from pipelines.local.ports import Reservations, assign
+from pipelines.local.predictions import Collecting
 from pipelines.local.process import ManagedProcess, environment, rotate
 from pipelines.local.services import Service, get
 from pipelines.local.state import Phase, PlatformState
@@ -62,6 +63,7 @@ class Supervisor:
         self._reconciler: Reconciler | None = None
         self._thread: threading.Thread | None = None
         self._anchoring = Anchoring(settings)
+        self._collecting = Collecting(settings)
         self._askers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ready")
         self._written: PlatformState | None = None
         self._phase: Phase = "starting"
@@ -111,6 +113,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._reconciler.run, args=(self._stop,), name="deployments")
         self._thread.start()
         self._anchoring.start()
+        self._collecting.start()
 
     def _start_postgres(self) -> None:
         settings = self._settings
@@ -213,6 +216,7 @@ class Supervisor:
         for group in ([one for one in self._watched if one not in last], last):
             if group is last:
                 self._anchoring.end()
+                self._collecting.end()
             for watched in group:
                 watched.process.signal()
             if group is not last and self._thread is not None:
@@ -234,7 +238,14 @@ class Supervisor:
             credentials=credentials(),
             without=self._without,
             processes=processes,
-            troubles=(f"the audit log is not anchored: {trouble}",) if (trouble := self._anchoring.trouble) else (),
+            troubles=tuple(
+                f"{what}: {trouble}"
+                for what, trouble in (
+                    ("the audit log is not anchored", self._anchoring.trouble),
+                    ("predictions are not collected", self._collecting.trouble),
+                )
+                if trouble
+            ),
             error=error,
             exit_code=exit_code,
         )

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from example_packages import COLOURS, coloured, write_package
+from logged_predictions import record, spooled
 
 from pipelines.adapters import database
 from pipelines.adapters.tracking import MlflowRegistry
@@ -26,6 +27,7 @@ from pipelines.core.datasets import snapshot_key
 from pipelines.core.errors import NotFound
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.package_store import lineage_key
+from pipelines.core.prediction_collection import collect
 from pipelines.core.recipe import Gate, Recipe, Source, Training
 from pipelines.core.storage import open_storage
 from pipelines.core.values import Compared, Interval, Trained
@@ -282,6 +284,22 @@ def test_trace(darkroom: Callable[..., tuple[int, str, str]], platform: dict[str
     by_digest = json.loads(darkroom("trace", platform["digests"][0], "--json")[1])
     assert by_digest == {key: value for key, value in found.items() if key not in ("images", "num_images")}
     assert "/data/colours/red/0.png" in darkroom("trace", "colours:1", "--images")[1]
+
+
+def test_a_request_is_traced_by_the_prediction_log(
+    darkroom: Callable[..., tuple[int, str, str]], platform: dict[str, Any]
+) -> None:
+    storage = open_storage(platform["settings"].store_uri)
+    spooled(platform["settings"].home / "spool", [record(4, digest=platform["digests"][0])])
+    collect(platform["settings"].home / "spool", storage)
+    code, out, _ = darkroom("trace", "--request", "request-4", "--images", "--json")
+    assert code == 0
+    assert out == darkroom("trace", "colours:1", "--images", "--json")[1]
+    code, _, error = darkroom("trace", "--request", "unknown")
+    assert code == 2
+    assert "'unknown' is not in the prediction log" in error
+    for arguments in ([], ["colours:1", "--request", "request-4"]):
+        assert "one of the two" in darkroom("trace", *arguments)[2]
 
 
 def test_a_registered_package_embeds_and_an_unknown_one_is_named(registered: dict[str, Any]) -> None:

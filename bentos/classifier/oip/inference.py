@@ -16,6 +16,7 @@ from bentos.classifier.oip.tensors import (
     read_inputs,
     write_outputs,
 )
+from bentos.classifier.prediction_log import Asker
 from bentos.kit.access import Caller
 
 SERVER = "darkroom"
@@ -34,7 +35,7 @@ async def infer(dataplane: Dataplane, request: InferRequest, caller: Caller) -> 
     spec = dataplane.classifier.package.preprocessing
     images, pixels = read_inputs(request.inputs, spec, dataplane.settings.max_images)
     caller.charge((len(images) if pixels is None else len(pixels)) - 1)
-    outputs = await dataplane.infer(images, pixels, asker=caller.credential.id)
+    outputs = await dataplane.infer(images, pixels, asker=Asker(caller.credential.id, caller.request_id))
     identity = dataplane.identity
     return InferAnswer(
         model_name=identity.model_name,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines import settings as settings_module
-from pipelines.core.errors import IntegrityError, UserError
+from pipelines.cli.moments import moment
+from pipelines.core.errors import IntegrityError
 
 if TYPE_CHECKING:
     from pipelines.adapters.database import Event
@@ -49,7 +49,13 @@ def list_events(
     from pipelines.adapters import database
 
     url = settings_module.load().database_url("darkroom")
-    found = database.history(url, model or None, actor=actor, since=_moment(since), limit=limit or None)
+    found = database.history(
+        url,
+        model or None,
+        actor=actor,
+        since=moment("--since", since).isoformat() if since else "",
+        limit=limit or None,
+    )
     _print_json(found) if as_json else _print_table(found)
 
 
@@ -80,17 +86,6 @@ def verify(
     if found.findings:
         more = f" and {found.num_findings - 1:,} more findings" if found.num_findings > 1 else ""
         raise IntegrityError(f"the audit log is not as it was written: {found.findings[0].text}{more}")
-
-
-def _moment(text: str) -> str:
-    """The same moment in UTC as rows write it. Raises UserError."""
-    if not text:
-        return ""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise UserError(f"--since {text!r}: expected YYYY-MM-DD or a time such as 2026-01-31T12:00:00+01:00") from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
 
 
 def _print_json(found: Iterable[Event]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,11 +37,13 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")] = False,
 ) -> None:
-    """Free images, results, runs, packages and bentos that nothing refers to any more.
+    """Free images, results, runs, packages and bentos that nothing refers to any more, and predictions of long ago.
 
     Kept are, whatever their age: the datasets as they are now and the runs that made them, parked intervals, each DAG's
     latest run, every registered model with the images it learned from, the bentos that serve and those that `darkroom
     rollback` would return to; and whatever was used in the last DAYS days. Steps may run meanwhile.
+
+    Of the prediction log, the last DARKROOM_KEEP_PREDICTIONS_DAYS days (90) are kept, whatever DAYS is.
 
     A version whose bento is gone can still be promoted: `darkroom promote` builds it again.
 
@@ -59,6 +62,7 @@ def gc(
         # What began since the first look may need some of it.
         marks = garbage.mark(storage, _roots(settings, storage, cutoff), cutoff)
         found = list(garbage.free(storage, found, marks, cutoff))
+    found += _old_predictions(settings, storage, dry_run=dry_run)
     found += _local_garbage(settings, storage, cutoff, dry_run=dry_run)
     _tell(found, dry_run=dry_run, as_json=as_json)
 
@@ -86,6 +90,17 @@ def _roots(settings: Settings, storage: Storage, cutoff: float) -> Roots:
         packages=frozenset(registered | {one.build.package_digest for one in kept}),
         bento_keys=frozenset(one.build.bento_key for one in kept),
     )
+
+
+def _old_predictions(settings: Settings, storage: Storage, *, dry_run: bool) -> Iterator[Garbage]:
+    from pipelines.core import predictions
+    from pipelines.core.garbage import Garbage
+
+    before = predictions.first_day_kept(settings.keep_predictions_days, datetime.now(UTC))
+    for entry in predictions.expired(storage, before):
+        if not dry_run:
+            storage.delete(entry.key)
+        yield Garbage(kind="predictions", key=entry.key, num_objects=1, size_bytes=entry.size_bytes)
 
 
 def _local_garbage(settings: Settings, storage: Storage, cutoff: float, *, dry_run: bool) -> Iterator[Garbage]:

@@ -222,18 +222,26 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
 def trace(
     version: Annotated[
         str,
-        typer.Argument(metavar="MODEL_VERSION|DIGEST", help="NAME:VERSION, NAME@ALIAS, VERSION or a package digest."),
-    ],
+        typer.Argument(metavar="[MODEL_VERSION|DIGEST]", help="NAME:VERSION, NAME@ALIAS, VERSION or a package digest."),
+    ] = "",
+    request: Annotated[
+        str, typer.Option("--request", metavar="ID", help="Instead: the version that answered this request.")
+    ] = "",
     images: Annotated[bool, typer.Option("--images", help="Also every file that the model was trained on.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a version was made from: snapshot, recipe, code, run and, with --images, every training file.
 
-    A prediction's answer names the version and the package digest; either leads here.
+    A prediction's answer names the version and the package digest; either leads here. So does its request id, where it
+    is in the prediction log.
     """
-    from pipelines.cli.trail import find_trail
+    from pipelines.cli.trail import answered_by, find_trail
+    from pipelines.core.errors import UserError
 
-    found = find_trail(settings_module.load(), version, with_images=images)
+    if bool(version) == bool(request):
+        raise UserError("name a version or, with --request, a request: one of the two")
+    settings = settings_module.load()
+    found = find_trail(settings, version or answered_by(settings, request), with_images=images)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return

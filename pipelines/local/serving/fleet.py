@@ -16,7 +16,7 @@ from pipelines.adapters.gateway import Endpoint
 from pipelines.core.cores import num_cores
 from pipelines.core.deployments import Deployment
 from pipelines.core.model_package import ModelPackage, load
-from pipelines.local import access
+from pipelines.local import access, predictions
 from pipelines.local.ports import free_port
 from pipelines.local.process import PLATFORM_MARK, ManagedProcess, environment
 from pipelines.local.state import ProcessStatus
@@ -161,6 +161,7 @@ class Fleet:
             "DARKROOM_TOP_K": str(spec.top_k),
             **access.environment(self.settings, spec.workers),
             **(self.settings.tracing.environment if self.settings.tracing else {}),
+            **predictions.environment(self.settings),
         }
 
     def _look_at(self, worker: Worker) -> None:
