@@ -97,7 +97,7 @@ def test_secrets_are_made_once_and_for_the_owner_alone(home_settings: Settings) 
     for thread in threads:
         thread.join()
     found = {path.name: path.read_text() for path in home_settings.secrets.iterdir()}
-    assert set(found) == {*secrets.MAKERS, secrets.AIRFLOW_PASSWORDS}
+    assert set(found) == {*secrets.MAKERS, secrets.AIRFLOW_PASSWORDS, secrets.AUDIT_PUBLIC_KEY}
     assert home_settings.secrets.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in home_settings.secrets.iterdir()} == {0o600}
     secrets.ensure(home_settings)

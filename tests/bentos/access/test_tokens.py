@@ -30,7 +30,7 @@ STRANGER = RSAKey.generate_key(2048, {"kid": "rsa-1"}, private=True)
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    given = {"iss": ISSUER, "aud": AUDIENCE, "sub": "anna", "exp": time.time() + 600, "darkroom_role": "predictor"}
+    given = {"iss": ISSUER, "aud": AUDIENCE, "sub": "anna", "exp": time.time() + 100_000, "darkroom_role": "predictor"}
     return {name: value for name, value in {**given, **changes}.items() if value is not None}
 
 
@@ -103,8 +103,8 @@ def _other_claims() -> str:
         pytest.param(signed(exp=None), id="no end"),
         pytest.param(signed(exp=time.time() - 60), id="ended"),
         pytest.param(signed(exp="tomorrow"), id="an end that is no number"),
-        pytest.param(signed(nbf=time.time() + 120), id="not begun"),
-        pytest.param(signed(iat=time.time() + 120), id="of the future"),
+        pytest.param(signed(nbf=time.time() + 100_000), id="not begun"),
+        pytest.param(signed(iat=time.time() + 100_000), id="of the future"),
         pytest.param(signed(sub=None), id="of nobody"),
         pytest.param(signed(sub=["anna"]), id="of a list"),
         pytest.param(signed(filler="x" * MAX_BYTES), id="huge"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator
@@ -58,8 +57,7 @@ def turns(place: Stage, servers: list[Server], load: Load) -> dict[str, Turn]:
     seeds = itertools.count()
 
     def turn(server: Server) -> Turn:
-        headers = {**load.headers, **server.headers}
-        return lambda: send(server, dataclasses.replace(place.turned(load, next(seeds)), headers=headers))
+        return lambda: send(server, place.turned(load, next(seeds)))
 
     return {server.name: turn(server) for server in servers}
 

@@ -78,7 +78,7 @@ class Running:
             "port": server.port,
             "path": server.path,
             "encoding": server.encoding,
-            "headers": dict(load.headers),
+            "headers": {**server.headers, **load.headers},
             "files": [str(path) for path in load.files],
             "order": list(load.order),
             "connections": load.connections,

@@ -11,7 +11,8 @@ from bench.serving.servers import Server
 
 def read(server: Server) -> dict[str, float]:
     """Samples by name, labels as they are written: `darkroom_cache_lookups_total{result="hit"}`."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as response:
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}/metrics", headers=dict(server.headers))
+    with urllib.request.urlopen(request, timeout=10) as response:
         text = response.read().decode()
     found = {}
     for family in text_string_to_metric_families(text):

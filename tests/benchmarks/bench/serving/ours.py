@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from bench.serving.access import access
 from bench.serving.servers import Command, Server, started
 from pipelines import settings as platform_settings
 from pipelines.adapters.gateway import Backend, Endpoint, Gateway, View, envoy_argv, write_initial
 from pipelines.core.errors import PlatformError
+from pipelines.local import certificates
 from pipelines.local.ports import free_port
 from pipelines.local.process import ManagedProcess, environment
 from pipelines.settings import DEFAULT_PORTS
@@ -40,20 +42,20 @@ def worker(
 
     `probe` is a folder with a sitecustomize that looks inside without a change to what serves.
     """
-    port, grpc_port = free_port(), free_port()
+    port, grpc_port, allowed = free_port(), free_port(), access(work)
     command = Command(
         name=name,
         argv=[
             *(sys.executable, "-m", "bentos.kit.worker", str(bento)),
             *("--port", str(port), "--grpc-port", str(grpc_port)),
         ],
-        env=_environment(bento, work, variables, probe),
+        env=_environment(bento, work, {**allowed.variables, **variables}, probe),
         cwd=bento / "src",
         log=work / f"{name.replace(' ', '-')}.log",
         port=port,
     )
     with started(command) as (pid, ready_s):
-        server = Server(name=name, port=port, pids={"worker": pid}, log=command.log)
+        server = Server(name=name, port=port, pids={"worker": pid}, log=command.log, headers=allowed.headers)
         yield Worker(server=server, grpc_port=grpc_port, ready_s=ready_s)
 
 
@@ -80,6 +82,7 @@ def behind_envoy(serving: Worker, model: str, work: Path) -> Iterator[Server]:
     home.mkdir()
     (home / "ports.json").write_text(json.dumps({service: free_port() for service in DEFAULT_PORTS}))
     settings = dataclasses.replace(platform_settings.load(), home=home, gateway_port=free_port(), default_model=model)
+    certificates.ensure(settings)
     write_initial(settings)
     log = home / "logs" / "envoy.log"
     process = ManagedProcess("envoy", envoy_argv(settings), environment(settings), log)
