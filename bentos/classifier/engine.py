@@ -63,6 +63,7 @@ class Engine:
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._num_threads = threads
         self._num_waiting = 0
+        WAITING.set_function(lambda: self._num_waiting)
         self._seconds_an_image = 0.0
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -105,13 +106,11 @@ class Engine:
         self._loop = loop = asyncio.get_running_loop()
         job = _Job(images, pixels, num_images, first, loop.create_future(), time.perf_counter(), CURRENT.get())
         self._num_waiting += num_images
-        WAITING.set(self._num_waiting)
         self._jobs.put(job)
         try:
             return await job.future
         finally:
             self._num_waiting -= num_images
-            WAITING.set(self._num_waiting)
 
     # --- on the engine's threads ------------------------------------------------------------------------------------
 

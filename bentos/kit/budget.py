@@ -45,7 +45,6 @@ class Budget:
 
     def change(self, num_bytes: int) -> None:
         self.used += num_bytes
-        BYTES_IN_FLIGHT.set(self.used)
 
 
 class Share:
@@ -103,3 +102,4 @@ class Share:
 
 IN_FLIGHT = Budget(settings.max_bytes_in_flight())
 """Of this process."""
+BYTES_IN_FLIGHT.set_function(lambda: IN_FLIGHT.used)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
-import uuid
 from datetime import UTC, datetime
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -87,7 +87,7 @@ logger = logging.getLogger("darkroom.requests")
 
 def accepted_request_id(given: bytes) -> str:
     """The client's id where it is one that can be logged as it is; else a new one."""
-    return str(given, "ascii") if _ACCEPTED_ID.fullmatch(given) else uuid.uuid4().hex
+    return str(given, "ascii") if _ACCEPTED_ID.fullmatch(given) else os.urandom(16).hex()
 
 
 def count(route: str, status: int, reason: str, seconds: float, request_id: str, path: str = "") -> None:

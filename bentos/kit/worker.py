@@ -80,6 +80,8 @@ def _configure_server() -> None:
             ws_max_size=max_body_bytes() + FRAME_SLACK_BYTES,
             # Images are compressed already, and what unpacks to a thousand times its size is an attack.
             ws_per_message_deflate=False,
+            # Whom the gateway speaks for is in its access log; nothing here asks for it.
+            proxy_headers=False,
             **options,
         )
 
