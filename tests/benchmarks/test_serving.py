@@ -166,7 +166,9 @@ def test_growth_is_that_of_the_second_half() -> None:
 
 def test_cpu_of_a_tree_holds_its_children() -> None:
     burn = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
-    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); print(flush=True); sys.stdin.read()"
+    program = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); print(flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
