@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, chain
 
 from dags._step import changes, dag_id, recipes, snapshot_asset, step
@@ -33,7 +35,8 @@ STEPS = {
 
 def build(recipe: Recipe) -> DAG:
     """The DAG of one recipe."""
-    weekly = CronTriggerTimetable(recipe.schedule.train_cron, timezone="UTC")
+    # No time at all, since False would still run a week's schedule that passed within its last tenth, 17 hours.
+    weekly = CronTriggerTimetable(recipe.schedule.train_cron, timezone="UTC", run_immediately=timedelta(0))
     fields = {path: Param(**field) for path, field in form_fields(recipe).items()}
     as_of = Param(None, type=["null", "string"], format="date", description="Only intervals up to this day.")
     with DAG(
