@@ -12,6 +12,7 @@ import torch
 
 from pipelines.core.errors import UserError
 from pipelines.core.recipe import Training
+from pipelines.training import host_memory
 
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,7 +51,9 @@ def prepare(training: Training, local_rank: int = 0) -> Compute:
     # Filling fresh memory would guard against reading it unwritten, at the cost of writing everything twice.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(repeats)
-    if device.type == "cuda":
+    if device.type == "cpu":
+        host_memory.keep()
+    else:
         if repeats:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's products are first used
         torch.cuda.set_device(device)

@@ -2,8 +2,9 @@
 
 Both take the same batches of the same images. The default loop gets them as normalized floats in NCHW, which its loader
 would have made elsewhere; ours gets uint8 in NHWC and normalizes within its step, so that the comparison leans to its
-side. Optimizer (AdamW), rates and decay are the same; losses are compared from the same first weights, in the same
-order, and must lie as near as two runs of the default loop in different orders do.
+side. It is timed in a process of its own, as torch comes. Optimizer (AdamW), rates and decay are the same; losses are
+compared from the same first weights, in the same order, and must lie as near as two runs of the default loop in
+different orders do.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ import argparse
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench import reference
-from bench.harness import Interval, Rounds, interleave, progress
+from bench.apart import apart
+from bench.harness import Contender, Interval, Rounds, interleave, progress
 from bench.ours import OurLoop
 from bench.photographs import find_or_make
 from bench.pixel_sets import convert, recipe_for
 from bench.report import Bar, Report, Table
 from pipelines.core.cores import num_cores
-from pipelines.core.recipe import Recipe, override, to_dict
+from pipelines.core.recipe import Recipe, from_dict, override, to_dict
 from pipelines.training.batch import Batch
 
 BAR = 2.0
@@ -55,7 +57,7 @@ def run(options: argparse.Namespace) -> Report:
         split = convert(found, recipe, work / "shards").split
         num_classes = len(found.class_names)
         batches = _batches(split, recipe, num_classes, options.steps)
-        rounds = _rates(split, recipe, num_classes, batches[: options.timed_steps or 10], options)
+        rounds = _rates(split, recipe, num_classes, batches[: options.timed_steps or 10], options, work)
         curves = _curves(split, recipe, num_classes, batches)
     return _report(options, recipe, rounds, curves)
 
@@ -91,21 +93,20 @@ def _batches(split: Any, recipe: Recipe, num_classes: int, count: int) -> list[B
     return found
 
 
-class _Default:
-    """The default loop, from the weights of one of our networks."""
+def _default_from(ours: OurLoop, recipe: Recipe, num_classes: int) -> reference.DefaultLoop:
+    """The default loop, from the weights of our network."""
+    network = reference.resnet(recipe.model.backbone, num_classes)
+    copy_weights(ours.network, network)
+    return _default_loop(network, recipe)
 
-    def __init__(self, ours: OurLoop, num_classes: int, recipe: Recipe) -> None:
-        network = reference.resnet(recipe.model.backbone, num_classes)
-        copy_weights(ours.network, network)
-        training = recipe.training
-        decaying = [one for one in network.parameters() if one.ndim > 1]
-        others = [one for one in network.parameters() if one.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
-        self.loop = reference.DefaultLoop(network.train(), optimizer, torch.device("cpu"))
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self.loop.step(images, labels)
+def _default_loop(network: nn.Module, recipe: Recipe) -> reference.DefaultLoop:
+    training = recipe.training
+    decaying = [one for one in network.parameters() if one.ndim > 1]
+    others = [one for one in network.parameters() if one.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
+    return reference.DefaultLoop(network.train(), optimizer, torch.device("cpu"))
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
@@ -117,37 +118,49 @@ def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
 
 
 def _rates(
-    split: Any, recipe: Recipe, num_classes: int, batches: Sequence[Batch], options: argparse.Namespace
+    split: Any,
+    recipe: Recipe,
+    num_classes: int,
+    batches: Sequence[Batch],
+    options: argparse.Namespace,
+    work: Path,
 ) -> Rounds:
     torch.manual_seed(0)
     ours = OurLoop(split, recipe, num_classes)
-    default = _Default(ours, num_classes, recipe)
-    bare = _Default(ours, num_classes, recipe).loop.network
+    bare = reference.resnet(recipe.model.backbone, num_classes).train()
     floats = [(reference.normalized(batch.pixels), batch.labels) for batch in batches]
+    torch.save(floats, work / "batches.pt")
     count = sum(len(batch) for batch in batches)
-    contenders = {
-        "ours": _timed(count, lambda: [float(ours.step(batch)) for batch in batches], deterministic=True),
-        "default": _timed(count, lambda: [float(default.step(*one)) for one in floats], deterministic=False),
-    }
-    for warm in contenders.values():
-        warm()
-    control = _timed(len(floats[0][1]), lambda: bare(floats[0][0]).sum().backward(), deterministic=False)
-    rounds = interleave(contenders, control, rounds=options.rounds, strict=options.strict)
+    control = timed(len(floats[0][1]), lambda: bare(floats[0][0]).sum().backward())
+    with apart(default_contender, str(work / "batches.pt"), to_dict(recipe), num_classes) as default:
+        contenders = {
+            "ours": timed(count, lambda: [float(ours.step(batch)) for batch in batches]),
+            "default": default,
+        }
+        for warm in contenders.values():
+            warm()
+        rounds = interleave(contenders, control, rounds=options.rounds, strict=options.strict)
     ours.close()
     return rounds
 
 
-def _timed(count: int, work: Callable[[], object], *, deterministic: bool) -> Callable[[], float]:
-    """Ours runs as the engine sets torch up, the default loop as torch comes; both with the same threads."""
+def default_contender(batches_file: str, recipe: Mapping[str, Any], num_classes: int) -> Contender:
+    """The default loop with the same threads, in a process that our engine has not set up."""
+    parsed = from_dict(dict(recipe))
+    torch.set_num_threads(parsed.training.threads)
+    loop = _default_loop(reference.resnet(parsed.model.backbone, num_classes), parsed)
+    batches = torch.load(batches_file, weights_only=True)
+    count = sum(len(labels) for _, labels in batches)
+    return timed(count, lambda: [float(loop.step(*batch)) for batch in batches])
+
+
+def timed(count: int, work: Callable[[], object]) -> Contender:
+    """Images/s of `work`, which takes `count` of them."""
 
     def run() -> float:
-        before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(deterministic)
         began = time.perf_counter()
         work()
-        seconds = time.perf_counter() - began
-        torch.use_deterministic_algorithms(before)
-        return count / seconds
+        return count / (time.perf_counter() - began)
 
     return run
 
@@ -155,7 +168,7 @@ def _timed(count: int, work: Callable[[], object], *, deterministic: bool) -> Ca
 def _curves(split: Any, recipe: Recipe, num_classes: int, batches: Sequence[Batch]) -> Curves:
     torch.manual_seed(0)
     ours = OurLoop(split, recipe, num_classes)
-    default, shuffled = _Default(ours, num_classes, recipe), _Default(ours, num_classes, recipe)
+    default, shuffled = _default_from(ours, recipe, num_classes), _default_from(ours, recipe, num_classes)
     other = np.random.default_rng(1).permutation(len(batches))
     losses = Curves(ours=[], default=[], other_order=[])
     for number, batch in enumerate(batches):
