@@ -13,7 +13,7 @@ from example_packages import COLOURS, RIGHT_PIXELS, coloured, write_package
 
 from pipelines.core import model_package
 from pipelines.core.errors import ImageError, IntegrityError, PlatformError, UserError
-from pipelines.core.inference import Classifier, Runtime, changed_answers, prove
+from pipelines.core.inference import OUTPUTS, BoundRun, Classifier, Runtime, changed_answers, prove
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.preprocessing import preprocess
 
@@ -42,6 +42,18 @@ def test_batches_do_not_change_answers_and_none_is_fine(package: ModelPackage) -
     nothing = Classifier(package).predict_bytes([])
     assert nothing.logits.shape == (0, 3)
     assert nothing.embedding.shape == (0, 3)
+
+
+def test_bound_buffers_give_the_same_answers_batch_after_batch(package: ModelPackage) -> None:
+    """What runs on a GPU, on the CPU's memory: buffers are written over, and no answer changes afterwards."""
+    runtime = Runtime(package.read(package.variants["fp32"].file), provider="cpu")
+    bound = BoundRun(runtime._session, "cpu")
+    batches = [np.concatenate([RIGHT_PIXELS] * size)[::step] for size in (1, 2, *range(1, 12)) for step in (1, -1)]
+    found = [bound(pixels) for pixels in batches]
+    for pixels, outputs in zip(batches, found, strict=True):
+        plain = runtime.run_batch(pixels)
+        for name, output in zip(OUTPUTS, outputs, strict=True):
+            assert np.array_equal(output, getattr(plain, name))
 
 
 def test_a_bad_image_is_refused_with_its_reason(package: ModelPackage) -> None:
