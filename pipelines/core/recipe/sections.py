@@ -6,6 +6,19 @@ from dataclasses import dataclass
 
 from pipelines.core.recipe.options import option
 
+OWN_BACKBONES = ("small", "airbench")
+BACKBONES = (
+    *OWN_BACKBONES,
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "convnext_tiny",
+)
+TORCHVISION = "torchvision"
+"""The value of model.weights that stands for torchvision's published weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -78,16 +91,7 @@ class Model:
     backbone: str = option(
         "small",
         "Network: 'small' and 'airbench' (wider) are for images up to 64 px, the others are torchvision's.",
-        choices=(
-            "small",
-            "airbench",
-            "resnet18",
-            "resnet50",
-            "mobilenet_v2",
-            "mobilenet_v3_large",
-            "efficientnet_b0",
-            "convnext_tiny",
-        ),
+        choices=BACKBONES,
         form=True,
     )
     weights: str = option(
