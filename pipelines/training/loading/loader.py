@@ -189,8 +189,9 @@ class Loader:
         if row in self._failed_rows:
             return
         self._failed_rows.add(row)
-        self.failures.append(f"{self._split.ids[row]}: {reason}")
-        log.warning("image %s does not decode and is replaced by another: %s", self._split.ids[row], reason)
+        name = (self._split.keys or self._split.ids)[row]
+        self.failures.append(f"{name}: {reason}")
+        log.warning("image %s does not decode and is replaced by another: %s", name, reason)
 
 
 def _num_workers(device: torch.device, world_size: int) -> int:
