@@ -210,16 +210,11 @@ class Augmentation:
     )
     erasing: float = option(0.0, "Share of images that lose a random rectangle.", minimum=0, maximum=1)
     mixup: float = option(
-        0.0,
-        "Alpha of mixup (images blended in pairs, partners being in the same process's part of the batch); 0 mixes "
-        "none.",
-        minimum=0,
-        maximum=10,
+        0.0, "Alpha of mixup (the images of a batch blended in pairs); 0 mixes none.", minimum=0, maximum=10
     )
     cutmix: float = option(
         0.0,
-        "Alpha of cutmix (a rectangle of another image, of the same process's part); 0 mixes none. With mixup, each "
-        "takes half the batches.",
+        "Alpha of cutmix (pairs exchange a rectangle); 0 mixes none. With mixup, each takes half the batches.",
         minimum=0,
         maximum=10,
     )
