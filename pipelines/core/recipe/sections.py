@@ -121,7 +121,7 @@ class Training:
     micro_batch: int = option(
         0,
         "Images a forward pass, gradients being accumulated over a batch; 0 takes the whole batch at once. Halved "
-        "where the GPU's memory does not suffice.",
+        "where the GPU's memory does not suffice; with several processes before a step, and never in one.",
         minimum=0,
         maximum=65_536,
     )
