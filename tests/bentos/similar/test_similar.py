@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -277,6 +279,32 @@ def test_the_document_is_valid_and_complete(search: Searching) -> None:
     answer = ask(search.port, "/v1/similar", png())[1]
     assert set(document["components"]["schemas"]["Similar"]["required"]) == set(answer)
     assert set(document["components"]["schemas"]["Neighbour"]["required"]) == set(answer["neighbours"][0])
+
+
+def test_random_requests_are_answered_as_it_says(stored: Stored, tmp_path: Path) -> None:
+    """With every check but one: no schema says which bytes are an image, so what fits it may be refused."""
+    (tmp_path / "key").write_text("the key of this process")
+    variables = {
+        "DARKROOM_VECTORS_URL_FILE": str(stored.url_file),
+        "DARKROOM_AUTH": "required",
+        "DARKROOM_PLATFORM_KEY_FILE": str(tmp_path / "key"),
+    }
+    with searching(stored.work, stored.house.storage.uri, stored.recipes, stored.house.name, **variables) as search:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "schemathesis.cli", "run"),
+                f"http://127.0.0.1:{search.port}/v1/similar/openapi.json",
+                *("--header", "Authorization: Bearer the key of this process"),
+                *("--exclude-checks", "positive_data_acceptance", "--max-examples", "10", "--seed", "1", "--no-color"),
+                *("--phases", "examples,coverage,fuzzing", "--request-timeout", "20"),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
 def test_the_process_is_light(search: Searching, record_property: pytest.RecordProperty) -> None:
