@@ -18,13 +18,22 @@ from pipelines.core.traces import ENDPOINT, SAMPLE, Tracing, tracing
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Preferred ports of the local platform; one that is taken is replaced by the next free one and kept in ports.json.
-DEFAULT_PORTS = {"airflow": 8081, "mlflow": 8082, "envoy_admin": 8083, "postgres": 8084, "gateway_tls": 8443}
+DEFAULT_PORTS = {
+    "airflow": 8081,
+    "mlflow": 8082,
+    "envoy_admin": 8083,
+    "postgres": 8084,
+    "similar": 8085,
+    "gateway_tls": 8443,
+}
 DEFAULT_GATEWAY_PORT = 8080
 DATABASES = ("airflow", "mlflow", "feast", "darkroom")
 PLATFORM_KEY = "platform-key"
 """Name of that secret."""
 SERVING_ROLE = "serving"
 """Serving processes' role in the database `darkroom`: it may look up keys and count use."""
+SEARCH_ROLE = "search"
+"""The role in the database `feast` of the process that searches it: it may read stored embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +108,7 @@ class Settings:
         return f"https://{f'[{host}]' if ':' in host else host}:{self.port('gateway_tls')}"
 
     def port(self, service: str) -> int:
-        """The port given to a local service (`airflow`, `mlflow`, `envoy_admin`, `postgres`, `gateway_tls`)."""
+        """The port given to a local service (a key of DEFAULT_PORTS)."""
         override = os.environ.get(f"DARKROOM_{service.upper()}_PORT")
         if override:
             return _port(f"DARKROOM_{service.upper()}_PORT", override)
@@ -142,6 +151,15 @@ class Settings:
         """
         given = os.environ.get("DARKROOM_DATABASE_URL_SERVING") or os.environ.get("DARKROOM_DATABASE_URL_DARKROOM")
         return given or self._embedded_url(SERVING_ROLE, "darkroom")
+
+    @property
+    def search_database_url(self) -> str:
+        """PostgreSQL URL for the process that searches features; DARKROOM_DATABASE_URL_SEARCH where it is not ours.
+
+        Without it it connects to an external server as Feast itself, which may do more than it needs.
+        """
+        given = os.environ.get("DARKROOM_DATABASE_URL_SEARCH") or os.environ.get("DARKROOM_DATABASE_URL_FEAST")
+        return given or self._embedded_url(SEARCH_ROLE, "feast")
 
     def _embedded_url(self, role: str, database: str) -> str:
         password = quote(self.secret(f"postgres-{role}"), safe="")

@@ -12,19 +12,11 @@ from bentos.classifier.http import application, table
 from bentos.kit import settings as service_settings
 from bentos.kit.access import Guard, make_guard
 from bentos.kit.front import Front
+from bentos.kit.life import LEAN
 from bentos.kit.telemetry import log_json
 
 SOURCE = Path(__file__).resolve().parents[2]
 """The bento's src; the model package lies in its folder `model`."""
-
-# BentoML's access log, metrics and traces cost three times the request itself; `kit.telemetry` has ours.
-LEAN = {
-    "logging": {"access": {"enabled": False}},
-    "metrics": {"enabled": False},
-    "tracing": {"excluded_urls": ".*"},
-    # Every request leaves a timer alive that long.
-    "traffic": {"timeout": 30},
-}
 
 
 def _load() -> tuple[Dataplane, Guard]:

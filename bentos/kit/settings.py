@@ -74,7 +74,7 @@ def load(default_model_folder: Path) -> ServiceSettings:
     threads = _number("DARKROOM_THREADS", 1, maximum=256)
     return ServiceSettings(
         model_folder=Path(os.environ.get("DARKROOM_MODEL_FOLDER") or default_model_folder),
-        cluster=os.environ.get("DARKROOM_CLUSTER") or "",
+        cluster=cluster(),
         threads=threads,
         # Every core has a batch; the supervisor divides them between the processes of a deployment.
         concurrency=_number("DARKROOM_CONCURRENCY", max(1, num_cores() // threads), maximum=1024),
@@ -94,6 +94,62 @@ def load(default_model_folder: Path) -> ServiceSettings:
         prediction_log=_prediction_log(),
         drain_timeout_s=_number("DARKROOM_DRAIN_TIMEOUT_S", 30, maximum=3600),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How the process works that finds similar images. Build it with `load_search()`."""
+
+    cluster: str
+    """As for other services."""
+    default_model: str
+    """The one that /v1/similar is about."""
+    recipe_folders: tuple[Path, ...]
+    """Where recipes lie; a later folder wins."""
+    store_uri: str
+    s3_endpoint_url: str | None
+    cache: Path
+    """Folder for the indexes of labels, and for what of the store is not on this machine."""
+    vectors_url_file: Path | None
+    """File with the PostgreSQL URL of the stored embeddings; None: the online features are not in PostgreSQL."""
+    threads: int
+    """Of ONNX Runtime, for one image."""
+    concurrency: int
+    """Images that are decoded and embedded at once."""
+    max_waiting: int
+    """Requests beyond these are refused with 503 instead of queueing."""
+    max_wait_s: float
+    """So are those that would wait longer than this for a thread."""
+    max_body_bytes: int
+    access: AccessSettings
+    tracing: Tracing | None
+
+
+def load_search() -> SearchSettings:
+    """Settings from the environment. Raises UserError naming the variable."""
+    threads = _number("DARKROOM_THREADS", 1, maximum=256)
+    folders = os.environ.get("DARKROOM_RECIPES") or ""
+    return SearchSettings(
+        cluster=cluster(),
+        default_model=os.environ.get("DARKROOM_DEFAULT_MODEL") or "digits",
+        recipe_folders=tuple(Path(folder).absolute() for folder in folders.split(os.pathsep) if folder),
+        store_uri=_required("DARKROOM_STORE", "the object store, a folder or s3://bucket/prefix"),
+        s3_endpoint_url=os.environ.get("DARKROOM_S3_ENDPOINT_URL") or None,
+        cache=Path(_required("DARKROOM_CACHE", "a folder on this machine")).absolute(),
+        vectors_url_file=_path("DARKROOM_VECTORS_URL_FILE"),
+        threads=threads,
+        concurrency=_number("DARKROOM_CONCURRENCY", max(1, num_cores() // threads), maximum=1024),
+        max_waiting=_number("DARKROOM_MAX_WAITING", 256, maximum=100_000),
+        max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 2000, maximum=600_000) / 1000,
+        max_body_bytes=max_body_bytes(),
+        access=_access(),
+        tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
+    )
+
+
+def cluster() -> str:
+    """The gateway's name for the processes that this one is part of; empty where there is no gateway."""
+    return os.environ.get("DARKROOM_CLUSTER") or ""
 
 
 def _access() -> AccessSettings:
@@ -136,6 +192,13 @@ def _prediction_log() -> PredictionLogSettings | None:
 def _path(name: str) -> Path | None:
     text = os.environ.get(name)
     return Path(text) if text else None
+
+
+def _required(name: str, what: str) -> str:
+    text = os.environ.get(name)
+    if not text:
+        raise UserError(f"{name} is not set: expected {what}")
+    return text
 
 
 def max_body_bytes() -> int:

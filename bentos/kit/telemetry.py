@@ -90,6 +90,11 @@ def accepted_request_id(given: bytes) -> str:
     return str(given, "ascii") if _ACCEPTED_ID.fullmatch(given) else os.urandom(16).hex()
 
 
+def stage_seconds(stage: str) -> Histogram:
+    """That of a stage that only one service has."""
+    return _STAGES.labels(stage)
+
+
 def count(route: str, status: int, reason: str, seconds: float, request_id: str, path: str = "") -> None:
     """One answered request: counters, the end of its span, and a log line where it was refused.
 

@@ -23,7 +23,7 @@ from pipelines.adapters import database
 from pipelines.adapters.gateway import envoy_argv, write_initial
 from pipelines.core.errors import DarkroomError, PlatformError, UserError
 from pipelines.core.stephost import SOCKET_NAME, short_path
-from pipelines.local import access, airflow, certificates, mlflow, postgres, resources, schema, secrets, state
+from pipelines.local import access, airflow, certificates, mlflow, postgres, resources, schema, secrets, similar, state
 from pipelines.local.anchoring import Anchoring
 from pipelines.local.deployments import Reconciler
 from pipelines.local.identity import credentials, identity
@@ -37,7 +37,7 @@ from pipelines.local.sweep import sweep
 from pipelines.local.watch import Watched
 from pipelines.settings import Settings
 
-OPTIONAL = ("airflow", "mlflow", "step-host")
+OPTIONAL = ("airflow", "mlflow", "step-host", similar.NAME)
 """What `--without` may name."""
 _SERVING_S = 20.0
 """How long a start waits for what is deployed; a bento that does not come up keeps nothing else from it."""
@@ -109,7 +109,7 @@ class Supervisor:
             self._watched.append(Watched(service))
             service.process.start()
         self._publish("starting")
-        self._reconciler = Reconciler(settings)
+        self._reconciler = Reconciler(settings, similar=similar.NAME not in self._without)
         self._thread = threading.Thread(target=self._reconciler.run, args=(self._stop,), name="deployments")
         self._thread.start()
         self._anchoring.start()
@@ -159,6 +159,8 @@ class Supervisor:
     def _services(self) -> list[Service]:
         settings = self._settings
         found = [_gateway(settings)]
+        if similar.NAME not in self._without:
+            found.append(self._similar())
         if "step-host" not in self._without:
             found.append(_step_host(settings))
         if "mlflow" not in self._without:
@@ -166,6 +168,13 @@ class Supervisor:
         if "airflow" not in self._without:
             found.extend(airflow.services(settings))
         return found
+
+    def _similar(self) -> Service:
+        try:
+            access.prepare_search(self._settings)
+        except PlatformError as error:
+            _say(str(error))  # one feature less; the next start tries again
+        return similar.service(self._settings)
 
     # --- watch -----------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.adapters.features import FeastOnlineStore, FeatureRepository, import_feast
-from pipelines.adapters.online_store import OnlineStore
+from pipelines.adapters.online_store import OnlineStore, allow_search
 from pipelines.core.errors import NotFound
 from pipelines.core.features import HOG_COLOR, STATISTICS, STATISTICS_VIEW, partition_key
 from pipelines.core.storage import Storage, open_storage
 from pipelines.local.ports import free_port
-from pipelines.settings import Settings
+from pipelines.settings import SEARCH_ROLE, Settings
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 NAMES = iter(f"features-{number}" for number in range(100))
@@ -181,6 +181,27 @@ def test_the_nearest_are_the_nearest(online: OnlineStore, database: psycopg.Conn
         assert indexed[0].image_id == images[query]
         found_by_index += len({one.image_id for one in indexed} & {images[row] for row in best})
     assert found_by_index >= 80, "random vectors are an index's hardest case"
+
+
+def test_what_was_stored_before_can_be_searched_too(
+    online: OnlineStore, database: psycopg.Connection, postgres_settings: Settings
+) -> None:
+    rows, _ = vectors(ids(5), day=1)
+    with online.loading(HOG_COLOR.name, 5, HOG_COLOR.dim) as writer:
+        writer.write(rows)
+    search = f'SELECT count(vector_value) FROM "{online.table(HOG_COLOR.name)}"'
+    others = f'SELECT count(*) FROM "{online.table(STATISTICS_VIEW)}"'
+    database.execute(f'REVOKE ALL ON "{online.table(HOG_COLOR.name)}" FROM {SEARCH_ROLE}')
+    with psycopg.connect(postgres_settings.search_database_url, autocommit=True) as reader:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            reader.execute(search)
+        for _ in range(2):
+            allow_search(postgres_settings.database_url("feast"), SEARCH_ROLE)
+            assert reader.execute(search).fetchone() == (5,)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            reader.execute(others)
+    # A server of others may have no such role: then nothing is given to anybody.
+    allow_search(postgres_settings.database_url("feast"), "of-nobody")
 
 
 def test_a_search_before_anything_is_stored_says_what_to_do(postgres_settings: Settings) -> None:
