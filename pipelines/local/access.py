@@ -1,8 +1,11 @@
-"""What serving processes need to know who may ask: the database as their role sees it, and the platform's own key."""
+"""What serving processes need to know who may ask, and how often: the database as their role sees it, the
+platform's own key, and where rates are shared.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from pipelines.adapters import database
 from pipelines.core.actors import supervisor
@@ -35,4 +38,13 @@ def environment(settings: Settings, num_processes: int) -> dict[str, str]:
         "DARKROOM_KEYS_URL_FILE": str(settings.secrets / _URL_FILE),
         "DARKROOM_PLATFORM_KEY_FILE": str(settings.secrets / PLATFORM_KEY),
         "DARKROOM_PROCESSES": str(num_processes),
+        **(_shared(settings, settings.redis_url_file) if settings.redis_url_file else {}),
+    }
+
+
+def _shared(settings: Settings, redis_url_file: Path) -> dict[str, str]:
+    return {
+        "DARKROOM_REDIS_URL_FILE": str(redis_url_file),
+        "DARKROOM_REDIS_ANSWERS_S": str(settings.redis_answers_s),
+        "DARKROOM_REDIS_MAX_ANSWER_BYTES": str(settings.redis_max_answer_bytes),
     }
