@@ -61,6 +61,12 @@ class Settings:
     tls_certificate: Path | None = None
     """Certificate chain of the TLS listener (PEM) and its key; None: one made for development."""
     tls_key: Path | None = None
+    redis_url_file: Path | None = None
+    """File with the URL, password included, of the Redis through which serving processes share rates and answers."""
+    redis_answers_s: int = 3600
+    """So long an answer is kept there; 0: answers are not shared."""
+    redis_max_answer_bytes: int = 256 * 1024
+    """Of one answer there."""
     tracing: Tracing | None = None
     """The collector of traces; None: nothing is traced."""
     log_predictions: float = 0.1
@@ -217,6 +223,11 @@ def _is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
 
 
+def _path(name: str) -> Path | None:
+    text = os.environ.get(name)
+    return Path(text).expanduser().absolute() if text else None
+
+
 def _gateway_host(auth: str) -> str:
     host = os.environ.get("DARKROOM_GATEWAY_HOST") or "127.0.0.1"
     try:
@@ -262,6 +273,11 @@ def load() -> Settings:
         auth=auth,
         tls_certificate=tls_certificate,
         tls_key=tls_key,
+        redis_url_file=_path("DARKROOM_REDIS_URL_FILE"),
+        redis_answers_s=_number("DARKROOM_REDIS_ANSWERS_S", 3600, minimum=0, what="a number of seconds"),
+        redis_max_answer_bytes=_number(
+            "DARKROOM_REDIS_MAX_ANSWER_BYTES", 256 * 1024, minimum=1, what="a number of bytes"
+        ),
         tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
         log_predictions=_share("DARKROOM_LOG_PREDICTIONS", 0.1),
         log_images=_choice("DARKROOM_LOG_IMAGES", ("0", "1")) == "1",

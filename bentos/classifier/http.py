@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from starlette.applications import Starlette
 
@@ -17,6 +17,7 @@ from bentos.kit import life
 from bentos.kit.access import Guard
 from bentos.kit.front import Endpoint, Table, get, post
 from bentos.kit.settings import ServiceSettings, max_bytes_in_flight
+from bentos.kit.shared.server import RedisServer
 from bentos.kit.telemetry import LIMIT, metrics
 from pipelines.core.access import Scope
 
@@ -43,18 +44,33 @@ def table() -> Table:
     return Table(found)
 
 
-def application(load: Callable[[], tuple[Dataplane, Guard]]) -> Starlette:
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a process serves with."""
+
+    dataplane: Dataplane
+    guard: Guard
+    redis: RedisServer | None
+    """None where nothing is shared."""
+
+
+def application(load: Callable[[], Parts]) -> Starlette:
     """The mounted app, which has no routes but the life of the process: `load` runs when it starts to serve."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        dataplane, guard = load()
+        parts = load()
+        dataplane, guard = parts.dataplane, parts.guard
         async with contextlib.AsyncExitStack() as stack:
             settings, model = dataplane.settings, asdict(dataplane.identity)
             await stack.enter_async_context(
                 life.traced(settings.tracing, service=SERVICE, cluster=settings.cluster, says=model)
             )
+            if parts.redis is not None:
+                stack.push_async_callback(parts.redis.close)
+                await parts.redis.open()
             stack.callback(dataplane.close)
+            stack.push_async_callback(dataplane.settle)
             stack.push_async_callback(guard.close)
             await stack.enter_async_context(GrpcServer(dataplane, guard, settings))
             app.state.dataplane, app.state.guard = dataplane, guard

@@ -28,6 +28,18 @@ class PredictionLogSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RedisSettings:
+    """What processes share."""
+
+    url_file: Path
+    """File with its URL, password included: redis://, rediss:// or unix://."""
+    answers_s: int
+    """So long an answer is kept there; 0: answers are not shared, only rates."""
+    max_answer_bytes: int
+    """Of one; those of a model with larger ones are not shared."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
     """How one serving process works. Build it with `load()`."""
 
@@ -61,6 +73,8 @@ class ServiceSettings:
     """0: no gRPC."""
     grpc_host: str
     access: AccessSettings
+    redis: RedisSettings | None
+    """None: each process has its share of a rate, and its own cache."""
     tracing: Tracing | None
     """None: no request is traced."""
     prediction_log: PredictionLogSettings | None
@@ -90,6 +104,7 @@ def load(default_model_folder: Path) -> ServiceSettings:
         grpc_port=_number("DARKROOM_GRPC_PORT", 0, minimum=0, maximum=65535),
         grpc_host=os.environ.get("DARKROOM_GRPC_HOST") or "127.0.0.1",
         access=_access(),
+        redis=_redis(),
         tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
         prediction_log=_prediction_log(),
         drain_timeout_s=_number("DARKROOM_DRAIN_TIMEOUT_S", 30, maximum=3600),
@@ -171,6 +186,17 @@ def _access() -> AccessSettings:
         if issuer
         else None,
         num_processes=_number("DARKROOM_PROCESSES", 1, maximum=1000),
+    )
+
+
+def _redis() -> RedisSettings | None:
+    url_file = _path("DARKROOM_REDIS_URL_FILE")
+    if url_file is None:
+        return None
+    return RedisSettings(
+        url_file=url_file,
+        answers_s=_number("DARKROOM_REDIS_ANSWERS_S", 3600, minimum=0, maximum=10**9),
+        max_answer_bytes=_number("DARKROOM_REDIS_MAX_ANSWER_BYTES", 256 * 1024, maximum=2**29),
     )
 
 

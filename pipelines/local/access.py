@@ -1,4 +1,6 @@
-"""What serving processes may see: the databases as their roles do, in files, and the platform's own key."""
+"""What serving processes may see: the databases as their roles do, in files, the platform's own key, and where
+rates and answers are shared.
+"""
 
 from __future__ import annotations
 
@@ -56,4 +58,13 @@ def environment(settings: Settings, num_processes: int) -> dict[str, str]:
         "DARKROOM_KEYS_URL_FILE": str(settings.secrets / _URL_FILE),
         "DARKROOM_PLATFORM_KEY_FILE": str(settings.secrets / PLATFORM_KEY),
         "DARKROOM_PROCESSES": str(num_processes),
+        **(_shared(settings, settings.redis_url_file) if settings.redis_url_file else {}),
+    }
+
+
+def _shared(settings: Settings, redis_url_file: Path) -> dict[str, str]:
+    return {
+        "DARKROOM_REDIS_URL_FILE": str(redis_url_file),
+        "DARKROOM_REDIS_ANSWERS_S": str(settings.redis_answers_s),
+        "DARKROOM_REDIS_MAX_ANSWER_BYTES": str(settings.redis_max_answer_bytes),
     }

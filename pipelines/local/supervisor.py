@@ -31,6 +31,8 @@ from pipelines.local.keeper import GIVE_UP
 from pipelines.local.ports import Reservations, assign
 from pipelines.local.predictions import Collecting
 from pipelines.local.process import ManagedProcess, environment, rotate
+from pipelines.local.redis import RedisWatch
+from pipelines.local.redis import check as check_redis
 from pipelines.local.services import Service, get
 from pipelines.local.state import Phase, PlatformState
 from pipelines.local.sweep import sweep
@@ -64,6 +66,7 @@ class Supervisor:
         self._thread: threading.Thread | None = None
         self._anchoring = Anchoring(settings)
         self._collecting = Collecting(settings)
+        self._redis = RedisWatch(settings)
         self._askers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ready")
         self._written: PlatformState | None = None
         self._phase: Phase = "starting"
@@ -97,6 +100,7 @@ class Supervisor:
         settings = self._settings
         self._publish("starting")
         resources.check_disk(settings)
+        check_redis(settings)
         secrets.ensure(settings)
         certificates.ensure(settings)
         sweep(settings)
@@ -114,6 +118,7 @@ class Supervisor:
         self._thread.start()
         self._anchoring.start()
         self._collecting.start()
+        self._redis.start()
 
     def _start_postgres(self) -> None:
         settings = self._settings
@@ -226,6 +231,7 @@ class Supervisor:
             if group is last:
                 self._anchoring.end()
                 self._collecting.end()
+                self._redis.end()
             for watched in group:
                 watched.process.signal()
             if group is not last and self._thread is not None:
@@ -252,6 +258,7 @@ class Supervisor:
                 for what, trouble in (
                     ("the audit log is not anchored", self._anchoring.trouble),
                     ("predictions are not collected", self._collecting.trouble),
+                    ("rates and answers are not shared", self._redis.trouble),
                 )
                 if trouble
             ),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,13 +15,13 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from redis_server import running_redis
 
 from pipelines.adapters.features import FeastOnlineStore, FeatureRepository, import_feast
 from pipelines.adapters.online_store import OnlineStore, allow_search
 from pipelines.core.errors import NotFound
 from pipelines.core.features import HOG_COLOR, STATISTICS, STATISTICS_VIEW, partition_key
 from pipelines.core.storage import Storage, open_storage
-from pipelines.local.ports import free_port
 from pipelines.settings import SEARCH_ROLE, Settings
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -285,16 +283,8 @@ def test_embeddings_are_as_they_were_known_at_the_event(
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
-    server = shutil.which("redis-server")
-    if server is None:
-        pytest.skip("no redis-server on this machine")
-    port = free_port()
-    process = subprocess.Popen([server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path])
-    try:
-        yield f"127.0.0.1:{port},db=0"
-    finally:
-        process.terminate()
-        process.wait()
+    with running_redis(tmp_path / "redis") as server:
+        yield f"127.0.0.1:{server.port},db=0"
 
 
 def test_redis_can_be_the_online_store(repository: FeatureRepository, redis: str) -> None:
