@@ -18,13 +18,22 @@ from pipelines.core.traces import ENDPOINT, SAMPLE, Tracing, tracing
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Preferred ports of the local platform; one that is taken is replaced by the next free one and kept in ports.json.
-DEFAULT_PORTS = {"airflow": 8081, "mlflow": 8082, "envoy_admin": 8083, "postgres": 8084, "gateway_tls": 8443}
+DEFAULT_PORTS = {
+    "airflow": 8081,
+    "mlflow": 8082,
+    "envoy_admin": 8083,
+    "postgres": 8084,
+    "similar": 8085,
+    "gateway_tls": 8443,
+}
 DEFAULT_GATEWAY_PORT = 8080
 DATABASES = ("airflow", "mlflow", "feast", "darkroom")
 PLATFORM_KEY = "platform-key"
 """Name of that secret."""
 SERVING_ROLE = "serving"
 """Serving processes' role in the database `darkroom`: it may look up keys and count use."""
+SEARCH_ROLE = "search"
+"""The role in the database `feast` of the process that searches it: it may read stored embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +61,12 @@ class Settings:
     tls_certificate: Path | None = None
     """Certificate chain of the TLS listener (PEM) and its key; None: one made for development."""
     tls_key: Path | None = None
+    redis_url_file: Path | None = None
+    """File with the URL, password included, of the Redis through which serving processes share rates and answers."""
+    redis_answers_s: int = 3600
+    """So long an answer is kept there; 0: answers are not shared."""
+    redis_max_answer_bytes: int = 256 * 1024
+    """Of one answer there."""
     tracing: Tracing | None = None
     """The collector of traces; None: nothing is traced."""
     log_predictions: float = 0.1
@@ -99,7 +114,7 @@ class Settings:
         return f"https://{f'[{host}]' if ':' in host else host}:{self.port('gateway_tls')}"
 
     def port(self, service: str) -> int:
-        """The port given to a local service (`airflow`, `mlflow`, `envoy_admin`, `postgres`, `gateway_tls`)."""
+        """The port given to a local service (a key of DEFAULT_PORTS)."""
         override = os.environ.get(f"DARKROOM_{service.upper()}_PORT")
         if override:
             return _port(f"DARKROOM_{service.upper()}_PORT", override)
@@ -142,6 +157,15 @@ class Settings:
         """
         given = os.environ.get("DARKROOM_DATABASE_URL_SERVING") or os.environ.get("DARKROOM_DATABASE_URL_DARKROOM")
         return given or self._embedded_url(SERVING_ROLE, "darkroom")
+
+    @property
+    def search_database_url(self) -> str:
+        """PostgreSQL URL for the process that searches features; DARKROOM_DATABASE_URL_SEARCH where it is not ours.
+
+        Without it it connects to an external server as Feast itself, which may do more than it needs.
+        """
+        given = os.environ.get("DARKROOM_DATABASE_URL_SEARCH") or os.environ.get("DARKROOM_DATABASE_URL_FEAST")
+        return given or self._embedded_url(SEARCH_ROLE, "feast")
 
     def _embedded_url(self, role: str, database: str) -> str:
         password = quote(self.secret(f"postgres-{role}"), safe="")
@@ -199,6 +223,11 @@ def _is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
 
 
+def _path(name: str) -> Path | None:
+    text = os.environ.get(name)
+    return Path(text).expanduser().absolute() if text else None
+
+
 def _gateway_host(auth: str) -> str:
     host = os.environ.get("DARKROOM_GATEWAY_HOST") or "127.0.0.1"
     try:
@@ -244,6 +273,11 @@ def load() -> Settings:
         auth=auth,
         tls_certificate=tls_certificate,
         tls_key=tls_key,
+        redis_url_file=_path("DARKROOM_REDIS_URL_FILE"),
+        redis_answers_s=_number("DARKROOM_REDIS_ANSWERS_S", 3600, minimum=0, what="a number of seconds"),
+        redis_max_answer_bytes=_number(
+            "DARKROOM_REDIS_MAX_ANSWER_BYTES", 256 * 1024, minimum=1, what="a number of bytes"
+        ),
         tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
         log_predictions=_share("DARKROOM_LOG_PREDICTIONS", 0.1),
         log_images=_choice("DARKROOM_LOG_IMAGES", ("0", "1")) == "1",

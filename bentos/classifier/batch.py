@@ -65,7 +65,7 @@ class _Batch:
             if upload.data is None:
                 limit = self._dataplane.settings.max_body_bytes
                 raise ImageError("too_many_bytes", f"the file is larger than {limit:,} bytes")
-            self._caller.charge(1 if index else 0)
+            await self._caller.charge(1 if index else 0)
             found = await self._classified(upload.data, index)
             line |= {**who(found.identity, self._caller.request_id), "predictions": predictions(found)}
         except Exception as error:

@@ -14,20 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from bentos.classifier import identity
+from bentos.classifier.answers import AnswerCodec, Answers
 from bentos.classifier.engine import Engine
 from bentos.classifier.identity import Identity
 from bentos.classifier.prediction_log import NOBODY, Asker, PredictionLog
 from bentos.kit.budget import IN_FLIGHT
-from bentos.kit.cache import Cache
 from bentos.kit.settings import ServiceSettings
+from bentos.kit.shared.cache import SharedCache
+from bentos.kit.shared.server import RedisServer
 from bentos.kit.telemetry import MODEL
 from pipelines.core import model_package
 from pipelines.core.errors import NotFound
 from pipelines.core.inference import Classifier, Outputs
 from pipelines.core.pixelset import Pixels
-
-_ENTRY_BYTES = 1000
-"""Of an answer in the cache, besides its numbers: three arrays, a key, a place in a table."""
 
 logger = logging.getLogger("darkroom.classifier")
 
@@ -59,8 +58,11 @@ class Embedding:
 class Dataplane:
     """A loaded, verified model and the threads that work on it."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        """Load and verify. Raises IntegrityError where package or preprocessing are not what was registered."""
+    def __init__(self, settings: ServiceSettings, redis: RedisServer | None = None) -> None:
+        """Load and verify. Answers are shared through `redis`.
+
+        Raises IntegrityError where package or preprocessing are not what was registered.
+        """
         started = time.perf_counter()
         self.settings = settings
         self.identity = identity.read(settings.model_folder)
@@ -76,7 +78,7 @@ class Dataplane:
             max_waiting=settings.max_waiting,
             max_wait_s=settings.max_wait_s,
         )
-        self._cache: Cache[Outputs] = Cache(settings.cache_bytes)
+        self._answers = Answers(settings.cache_bytes, self._shared_answers(redis), self.classifier)
         self._log = (
             PredictionLog(settings.prediction_log, self.identity, self.classifier.variant, self.class_names)
             if settings.prediction_log
@@ -100,6 +102,18 @@ class Dataplane:
                 "seconds": round(time.perf_counter() - started, 3),
             },
         )
+
+    def _shared_answers(self, redis: RedisServer | None) -> SharedCache[Outputs] | None:
+        """None where answers are not to be shared, or are larger than they may be."""
+        settings = self.settings.redis
+        if redis is None or settings is None or not settings.answers_s:
+            return None
+        codec = AnswerCodec(num_classes=len(self.class_names), embedding_dim=self.classifier.embedding_dim)
+        if codec.num_bytes > settings.max_answer_bytes:
+            told = {"answer_bytes": codec.num_bytes, "max_bytes": settings.max_answer_bytes}
+            logger.warning("answers are not shared: they are larger than DARKROOM_REDIS_MAX_ANSWER_BYTES", extra=told)
+            return None
+        return SharedCache(redis, codec, ttl_s=settings.answers_s)
 
     def describe(self) -> dict[str, object]:
         """What serves, for clients and for whoever proves this process."""
@@ -130,8 +144,6 @@ class Dataplane:
     ) -> Classification:
         """The most probable classes of one encoded image, none below the threshold.
 
-        Answers are kept for the same credential only: how fast one comes must not tell what others have asked.
-
         Raises ImageError, or Overloaded where too many wait.
         """
         outputs = await self._outputs(image, asker)
@@ -153,12 +165,9 @@ class Dataplane:
         return Embedding(values=tuple(outputs.embedding[0].tolist()), identity=self.identity)
 
     async def _outputs(self, image: bytes, asker: Asker) -> Outputs:
-        """What the model says of one encoded image, from the cache where it was asked before.
-
-        One process has one package, which holds its preprocessing: what is left of the key is who asks, and the image.
-        """
+        """What the model says of one encoded image, from the cache where it was asked before."""
         with IN_FLIGHT.holding(len(image)):
-            if self._cache.enabled:
+            if self._answers.enabled:
                 return await self._cached(image, asker)
             outputs = await self._computed(image)
             if self._log is not None:
@@ -171,12 +180,11 @@ class Dataplane:
 
     async def _cached(self, image: bytes, asker: Asker) -> Outputs:
         sha256 = hashlib.sha256(image).digest()
-        key = (asker.credential, sha256)
-        found = kept = self._cache.get(key)
+        found = kept = await self._answers.find(asker, sha256)
         if found is None:
             # A copy: a view would keep alive the whole batch that the image was part of.
             found = (await self._computed(image)).copy()
-            self._cache.put(key, found, found.nbytes + _ENTRY_BYTES)
+            self._answers.keep(asker, sha256, found)
         if self._log is not None:
             self._log.offer(asker, image, found, sha256=sha256, cached=kept is not None)
         return found
@@ -212,6 +220,10 @@ class Dataplane:
         return Outputs.joined(
             await asyncio.gather(*(self.engine.run(images[first : first + size], first) for first in starts))
         )
+
+    async def settle(self) -> None:
+        """Write what others may still want to know."""
+        await self._answers.settle()
 
     def close(self) -> None:
         self.engine.close()

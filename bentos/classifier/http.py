@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from starlette.applications import Starlette
 
@@ -15,12 +13,16 @@ from bentos.classifier.batch import classify_batch
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.oip import rest as oip
 from bentos.classifier.oip.grpc_server import GrpcServer
-from bentos.kit import tracing
+from bentos.kit import life
 from bentos.kit.access import Guard
 from bentos.kit.front import Endpoint, Table, get, post
 from bentos.kit.settings import ServiceSettings, max_bytes_in_flight
+from bentos.kit.shared.server import RedisServer
 from bentos.kit.telemetry import LIMIT, metrics
 from pipelines.core.access import Scope
+
+SERVICE = "darkroom-classifier"
+"""Its name in traces."""
 
 
 def table() -> Table:
@@ -42,24 +44,40 @@ def table() -> Table:
     return Table(found)
 
 
-def application(load: Callable[[], tuple[Dataplane, Guard]]) -> Starlette:
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a process serves with."""
+
+    dataplane: Dataplane
+    guard: Guard
+    redis: RedisServer | None
+    """None where nothing is shared."""
+
+
+def application(load: Callable[[], Parts]) -> Starlette:
     """The mounted app, which has no routes but the life of the process: `load` runs when it starts to serve."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        dataplane, guard = load()
+        parts = load()
+        dataplane, guard = parts.dataplane, parts.guard
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(_traced(dataplane))
+            settings, model = dataplane.settings, asdict(dataplane.identity)
+            await stack.enter_async_context(
+                life.traced(settings.tracing, service=SERVICE, cluster=settings.cluster, says=model)
+            )
+            if parts.redis is not None:
+                stack.push_async_callback(parts.redis.close)
+                await parts.redis.open()
             stack.callback(dataplane.close)
+            stack.push_async_callback(dataplane.settle)
             stack.push_async_callback(guard.close)
-            await stack.enter_async_context(GrpcServer(dataplane, guard, dataplane.settings))
+            await stack.enter_async_context(GrpcServer(dataplane, guard, settings))
             app.state.dataplane, app.state.guard = dataplane, guard
             app.state.model_name = dataplane.identity.model_name
-            _say_limits(dataplane.settings)
+            _say_limits(settings)
             app.state.ready = True
-            # What is loaded stays: p99 fell from 142 to 4 ms once the collector stopped walking it.
-            gc.freeze()
-            gc.set_threshold(50_000, 20, 1000)
+            life.settle()
             try:
                 yield
             finally:
@@ -68,25 +86,6 @@ def application(load: Callable[[], tuple[Dataplane, Guard]]) -> Starlette:
     app = Starlette(lifespan=lifespan)
     app.state.ready, app.state.dataplane = False, None
     return app
-
-
-@contextlib.asynccontextmanager
-async def _traced(dataplane: Dataplane) -> AsyncIterator[None]:
-    """Requests are traced from entry to exit, where there is a collector."""
-    settings = dataplane.settings
-    if settings.tracing is None:
-        yield
-        return
-    from bentos.kit.trace_export import TraceExport
-
-    export = TraceExport(settings.tracing, cluster=settings.cluster)
-    model = {f"darkroom.{name}": value for name, value in asdict(dataplane.identity).items()}
-    tracing.use(tracing.Tracer(sample=settings.tracing.sample, attributes=model, take=export.take))
-    try:
-        yield
-    finally:
-        tracing.use(None)
-        await asyncio.to_thread(export.close)
 
 
 def _say_limits(settings: ServiceSettings) -> None:

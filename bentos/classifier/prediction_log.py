@@ -37,7 +37,6 @@ _END_S = 5.0
 _KNOWN_IMAGES = 10_000
 """Images of which a process remembers that it has logged their bytes."""
 _PROOF_CREDENTIAL, _PROOF_REQUEST = "platform", "golden-set"
-"""Of the supervisor, which proves a process before it serves, with or without credentials: no traffic."""
 
 logger = logging.getLogger("darkroom.prediction-log")
 
@@ -48,6 +47,11 @@ class Asker(NamedTuple):
     credential: str = ""
     request_id: str = ""
     place: int = 0
+
+    @property
+    def proves(self) -> bool:
+        """The supervisor, which proves a process before it serves, with or without credentials: no traffic."""
+        return self.credential == _PROOF_CREDENTIAL or self.request_id == _PROOF_REQUEST
 
 
 NOBODY = Asker()
@@ -100,7 +104,7 @@ class PredictionLog:
         cached: bool = False,
     ) -> None:
         """Log one answer if it is sampled: row `row` of `outputs`. The image is encoded bytes, or pixels [H, W, 3]."""
-        if not self.samples(asker) or asker.credential == _PROOF_CREDENTIAL or asker.request_id == _PROOF_REQUEST:
+        if not self.samples(asker) or asker.proves:
             return
         num_bytes = image.nbytes if isinstance(image, np.ndarray) else len(image)
         if (

@@ -14,6 +14,7 @@ from bentos.classifier.prediction_log import Asker
 from bentos.kit.bodies import read_file
 from bentos.kit.errors import Ending, RequestRefused
 from bentos.kit.front import caller_of
+from bentos.kit.queries import top_k
 
 MAX_TOP_K = 100_000
 
@@ -29,10 +30,10 @@ def dataplane_of(request: Request) -> Dataplane:
 async def classify(request: Request) -> Response:
     """POST the bytes of one image; the top classes come back."""
     dataplane = named(request)
-    top_k, threshold = options(request.query_params)
+    most, threshold = options(request.query_params)
     image = await read_file(request, dataplane.settings.max_body_bytes)
     caller = caller_of(request)
-    answer = await dataplane.classify(image, top_k, threshold, asker=Asker(caller.credential.id, caller.request_id))
+    answer = await dataplane.classify(image, most, threshold, asker=Asker(caller.credential.id, caller.request_id))
     return JSONResponse({**who(answer.identity, caller.request_id), "predictions": predictions(answer)})
 
 
@@ -65,7 +66,7 @@ def predictions(answer: Classification) -> list[dict[str, Any]]:
 
 def options(query: Mapping[str, str]) -> tuple[int | None, float]:
     """`top_k` and `threshold` of a query. Raises RequestRefused."""
-    return _top_k(query.get("top_k")), _threshold(query.get("threshold"))
+    return top_k(query, MAX_TOP_K), _threshold(query.get("threshold"))
 
 
 def named(request: Request) -> Dataplane:
@@ -83,14 +84,6 @@ def who(identity: Identity, request_id: str) -> dict[str, Any]:
         "package_digest": identity.package_digest,
         "request_id": request_id,
     }
-
-
-def _top_k(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or not text.isascii() or len(text) > 9 or not 1 <= int(text) <= MAX_TOP_K:
-        raise RequestRefused(400, "bad_top_k", f"top_k={text!r}: expected a number from 1 to {MAX_TOP_K}")
-    return int(text)
 
 
 def _threshold(text: str | None) -> float:

@@ -8,30 +8,25 @@ from pathlib import Path
 import bentoml
 
 from bentos.classifier.dataplane import Dataplane
-from bentos.classifier.http import application, table
+from bentos.classifier.http import Parts, application, table
 from bentos.kit import settings as service_settings
-from bentos.kit.access import Guard, make_guard
+from bentos.kit.access import make_guard
 from bentos.kit.front import Front
+from bentos.kit.life import LEAN
+from bentos.kit.shared.server import RedisServer
 from bentos.kit.telemetry import log_json
 
 SOURCE = Path(__file__).resolve().parents[2]
 """The bento's src; the model package lies in its folder `model`."""
 
-# BentoML's access log, metrics and traces cost three times the request itself; `kit.telemetry` has ours.
-LEAN = {
-    "logging": {"access": {"enabled": False}},
-    "metrics": {"enabled": False},
-    "tracing": {"excluded_urls": ".*"},
-    # Every request leaves a timer alive that long.
-    "traffic": {"timeout": 30},
-}
 
-
-def _load() -> tuple[Dataplane, Guard]:
+def _load() -> Parts:
     log_json()
     try:
         settings = service_settings.load(SOURCE / "model")
-        return Dataplane(settings), make_guard(settings.access)
+        redis = RedisServer(settings.redis.url_file) if settings.redis else None
+        guard = make_guard(settings.access, redis, scope=settings.cluster)
+        return Parts(dataplane=Dataplane(settings, redis), guard=guard, redis=redis)
     except Exception as error:
         # One line that says why, for whoever started this process; the server logs the traceback.
         logging.getLogger("darkroom.classifier").error("cannot serve", extra={"reason": str(error)})

@@ -128,7 +128,7 @@ async def _classify(
     begin_part("frame", started, request_id=request_id)
     reason, status = "cancelled", CANCELLED
     try:
-        caller.charge(1 if number else 0)
+        await caller.charge(1 if number else 0)
         answer = await dataplane.classify(image, top_k, threshold, asker=Asker(caller.credential.id, request_id))
         reason, status = "none", 200
         return {"index": number, **who(answer.identity, request_id), "predictions": predictions(answer)}

@@ -11,7 +11,7 @@ from bentos.kit.tracing import say
 
 V = TypeVar("V")
 
-_HIT, _MISS = CACHE_LOOKUPS.labels("hit"), CACHE_LOOKUPS.labels("miss")
+_HIT, _MISS = (CACHE_LOOKUPS.labels("memory", result) for result in ("hit", "miss"))
 
 
 class Cache(Generic[V]):

@@ -28,6 +28,18 @@ class PredictionLogSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RedisSettings:
+    """What processes share."""
+
+    url_file: Path
+    """File with its URL, password included: redis://, rediss:// or unix://."""
+    answers_s: int
+    """So long an answer is kept there; 0: answers are not shared, only rates."""
+    max_answer_bytes: int
+    """Of one; those of a model with larger ones are not shared."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
     """How one serving process works. Build it with `load()`."""
 
@@ -61,6 +73,8 @@ class ServiceSettings:
     """0: no gRPC."""
     grpc_host: str
     access: AccessSettings
+    redis: RedisSettings | None
+    """None: each process has its share of a rate, and its own cache."""
     tracing: Tracing | None
     """None: no request is traced."""
     prediction_log: PredictionLogSettings | None
@@ -74,7 +88,7 @@ def load(default_model_folder: Path) -> ServiceSettings:
     threads = _number("DARKROOM_THREADS", 1, maximum=256)
     return ServiceSettings(
         model_folder=Path(os.environ.get("DARKROOM_MODEL_FOLDER") or default_model_folder),
-        cluster=os.environ.get("DARKROOM_CLUSTER") or "",
+        cluster=cluster(),
         threads=threads,
         # Every core has a batch; the supervisor divides them between the processes of a deployment.
         concurrency=_number("DARKROOM_CONCURRENCY", max(1, num_cores() // threads), maximum=1024),
@@ -90,10 +104,67 @@ def load(default_model_folder: Path) -> ServiceSettings:
         grpc_port=_number("DARKROOM_GRPC_PORT", 0, minimum=0, maximum=65535),
         grpc_host=os.environ.get("DARKROOM_GRPC_HOST") or "127.0.0.1",
         access=_access(),
+        redis=_redis(),
         tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
         prediction_log=_prediction_log(),
         drain_timeout_s=_number("DARKROOM_DRAIN_TIMEOUT_S", 30, maximum=3600),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How the process works that finds similar images. Build it with `load_search()`."""
+
+    cluster: str
+    """As for other services."""
+    default_model: str
+    """The one that /v1/similar is about."""
+    recipe_folders: tuple[Path, ...]
+    """Where recipes lie; a later folder wins."""
+    store_uri: str
+    s3_endpoint_url: str | None
+    cache: Path
+    """Folder for the indexes of labels, and for what of the store is not on this machine."""
+    vectors_url_file: Path | None
+    """File with the PostgreSQL URL of the stored embeddings; None: the online features are not in PostgreSQL."""
+    threads: int
+    """Of ONNX Runtime, for one image."""
+    concurrency: int
+    """Images that are decoded and embedded at once."""
+    max_waiting: int
+    """Requests beyond these are refused with 503 instead of queueing."""
+    max_wait_s: float
+    """So are those that would wait longer than this for a thread."""
+    max_body_bytes: int
+    access: AccessSettings
+    tracing: Tracing | None
+
+
+def load_search() -> SearchSettings:
+    """Settings from the environment. Raises UserError naming the variable."""
+    threads = _number("DARKROOM_THREADS", 1, maximum=256)
+    folders = os.environ.get("DARKROOM_RECIPES") or ""
+    return SearchSettings(
+        cluster=cluster(),
+        default_model=os.environ.get("DARKROOM_DEFAULT_MODEL") or "digits",
+        recipe_folders=tuple(Path(folder).absolute() for folder in folders.split(os.pathsep) if folder),
+        store_uri=_required("DARKROOM_STORE", "the object store, a folder or s3://bucket/prefix"),
+        s3_endpoint_url=os.environ.get("DARKROOM_S3_ENDPOINT_URL") or None,
+        cache=Path(_required("DARKROOM_CACHE", "a folder on this machine")).absolute(),
+        vectors_url_file=_path("DARKROOM_VECTORS_URL_FILE"),
+        threads=threads,
+        concurrency=_number("DARKROOM_CONCURRENCY", max(1, num_cores() // threads), maximum=1024),
+        max_waiting=_number("DARKROOM_MAX_WAITING", 256, maximum=100_000),
+        max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 2000, maximum=600_000) / 1000,
+        max_body_bytes=max_body_bytes(),
+        access=_access(),
+        tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
+    )
+
+
+def cluster() -> str:
+    """The gateway's name for the processes that this one is part of; empty where there is no gateway."""
+    return os.environ.get("DARKROOM_CLUSTER") or ""
 
 
 def _access() -> AccessSettings:
@@ -118,6 +189,17 @@ def _access() -> AccessSettings:
     )
 
 
+def _redis() -> RedisSettings | None:
+    url_file = _path("DARKROOM_REDIS_URL_FILE")
+    if url_file is None:
+        return None
+    return RedisSettings(
+        url_file=url_file,
+        answers_s=_number("DARKROOM_REDIS_ANSWERS_S", 3600, minimum=0, maximum=10**9),
+        max_answer_bytes=_number("DARKROOM_REDIS_MAX_ANSWER_BYTES", 256 * 1024, maximum=2**29),
+    )
+
+
 def _prediction_log() -> PredictionLogSettings | None:
     """Where nobody collects there is no log, unless one is asked for."""
     spool, share = _path("DARKROOM_PREDICTION_SPOOL"), _share("DARKROOM_LOG_PREDICTIONS", 0.1)
@@ -136,6 +218,13 @@ def _prediction_log() -> PredictionLogSettings | None:
 def _path(name: str) -> Path | None:
     text = os.environ.get(name)
     return Path(text) if text else None
+
+
+def _required(name: str, what: str) -> str:
+    text = os.environ.get(name)
+    if not text:
+        raise UserError(f"{name} is not set: expected {what}")
+    return text
 
 
 def max_body_bytes() -> int:

@@ -45,7 +45,21 @@ BATCH_IMAGES = Histogram(
     registry=REGISTRY,
 )
 WAITING = Gauge("darkroom_waiting_images", "Images that wait for a thread or are in one.", registry=REGISTRY)
-CACHE_LOOKUPS = Counter("darkroom_cache_lookups", "Images looked up in the cache.", ("result",), registry=REGISTRY)
+CACHE_LOOKUPS = Counter(
+    "darkroom_cache_lookups",
+    "Images looked up in the cache: in memory, and what was not there in Redis.",
+    ("level", "result"),
+    registry=REGISTRY,
+)
+SHARED_ANSWERS = Counter(
+    "darkroom_shared_answers", "Answers written to Redis, or dropped on the way.", ("result",), registry=REGISTRY
+)
+BACKEND_UP = Gauge(
+    "darkroom_backend_up",
+    "1 while what processes share is there, else 0.",
+    ("backend",),
+    registry=REGISTRY,
+)
 CACHE_BYTES = Gauge("darkroom_cache_bytes", "What the cache holds.", registry=REGISTRY)
 BYTES_IN_FLIGHT = Gauge("darkroom_bytes_in_flight", "Of bodies and images that are held.", registry=REGISTRY)
 STREAMS = Gauge("darkroom_open_streams", "WebSocket connections.", registry=REGISTRY)
@@ -88,6 +102,11 @@ logger = logging.getLogger("darkroom.requests")
 def accepted_request_id(given: bytes) -> str:
     """The client's id where it is one that can be logged as it is; else a new one."""
     return str(given, "ascii") if _ACCEPTED_ID.fullmatch(given) else os.urandom(16).hex()
+
+
+def stage_seconds(stage: str) -> Histogram:
+    """That of a stage that only one service has."""
+    return _STAGES.labels(stage)
 
 
 def count(route: str, status: int, reason: str, seconds: float, request_id: str, path: str = "") -> None:

@@ -20,7 +20,6 @@ from bentos.kit.telemetry import SPANS
 from bentos.kit.tracing import Span
 from pipelines.core.traces import Tracing
 
-SERVICE = "darkroom-classifier"
 _QUEUE = 8192
 """Spans that wait to be sent; beyond it the oldest are lost. 6 MB."""
 _DELAY_MS = 1000
@@ -38,11 +37,11 @@ logger = logging.getLogger("darkroom.tracing")
 class TraceExport:
     """From the start of a process until `close`."""
 
-    def __init__(self, tracing: Tracing, *, cluster: str) -> None:
+    def __init__(self, tracing: Tracing, *, service: str, cluster: str) -> None:
         # It says every failed batch and every lost span; `_Collector` says once what there is to say.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        instance = f"{cluster or 'classifier'}/{os.getpid()}"
-        self._resource = Resource.create({"service.name": SERVICE, "service.instance.id": instance})
+        instance = f"{cluster or service}/{os.getpid()}"
+        self._resource = Resource.create({"service.name": service, "service.instance.id": instance})
         self._collector = _Collector(tracing)
         self._processor = BatchSpanProcessor(self._collector, max_queue_size=_QUEUE, schedule_delay_millis=_DELAY_MS)
 

@@ -1,5 +1,7 @@
 """Start one serving process of a bento: `python -m bentos.kit.worker BENTO --port N`, from the bento's own src.
 
+A service that has no bento is named by `module:attribute` instead.
+
 `bentoml serve` puts a supervisor between, whose workers outlive it when it is killed and come back only after 10 s. We
 have a supervisor; this runs the worker that BentoML would start (a private module: the version is pinned).
 """
@@ -31,7 +33,7 @@ PORT_TAKEN = 75
 def main(arguments: Sequence[str]) -> None:
     """Serve until SIGTERM, then finish what is in flight."""
     parser = argparse.ArgumentParser(prog="bentos.kit.worker")
-    parser.add_argument("bento", help="folder of the bento")
+    parser.add_argument("bento", help="folder of the bento, or module:attribute of a service")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--grpc-port", type=int, default=0, help="0: no gRPC")

@@ -1,8 +1,8 @@
 """The online store's tables, written and searched by SQL; Feast's rows are encoded here byte for byte, without Feast.
 
 Feast writes 3,400 images a second row by row; a COPY into a temporary table and one upsert a batch is several times
-faster, and a test proves that the content is what `FeatureStore.write_to_online_store` would have written. Feast's own
-vector search answers with wrong rows (0.67), so the nearest neighbours are one query over pgvector.
+faster, and a test proves that the content is what `FeatureStore.write_to_online_store` would have written. The nearest
+neighbours are one query over pgvector (`core.neighbours`).
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psycopg
-import pyarrow as pa
 from psycopg import sql
 
+from pipelines.core import neighbours
 from pipelines.core.embedding import Embeddings
-from pipelines.core.errors import NotFound, PlatformError
-from pipelines.core.features import ROW_KEYS, entity_key, project_of
+from pipelines.core.errors import PlatformError
+from pipelines.core.features import ROW_KEYS, entity_key
+from pipelines.core.neighbours import Neighbour
+from pipelines.settings import SEARCH_ROLE
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # 50 MB that the supervisor, which only grants rights here, has no use for
 
 _COLUMNS = ("entity_key", "feature_name", "value", "value_text", "vector_value", "event_ts", "created_ts")
 _POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -31,30 +36,17 @@ _NULL = struct.pack(">i", -1)
 _REBUILD_SHARE = 0.5
 """A load of more than this share of the table drops the vector index and builds it anew: 5 times faster."""
 
-_EXACT_ROWS = 100_000
-"""Up to this many rows a search looks at all of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Neighbour:
-    """A stored image near the asked one."""
-
-    image_id: str
-    similarity: float
-    """Cosine, 1 for the same picture."""
-    event_timestamp: datetime
-
 
 class OnlineStore:
     """Rows of one recipe's views in PostgreSQL."""
 
     def __init__(self, url: str, name: str) -> None:
         self._url = url
-        self._project = project_of(name)
+        self._name = name
 
     def table(self, view: str) -> str:
         """Feast's name of the view's table."""
-        return f"{self._project}_{view}"
+        return neighbours.table_of(self._name, view)
 
     @contextmanager
     def _connect(self) -> Iterator[psycopg.Connection]:
@@ -80,14 +72,10 @@ class OnlineStore:
                 self._build_index(connection, view, dim)
 
     def _count(self, connection: psycopg.Connection, view: str) -> int:
-        found = connection.execute(
-            "SELECT greatest(reltuples, 0) FROM pg_class WHERE relname = %s", (self.table(view),)
-        )
-        row = found.fetchone()
+        with psycopg.RawCursor(connection) as cursor:
+            row = cursor.execute(neighbours.COUNT, (self.table(view),)).fetchone()
         if row is None:
-            raise NotFound(
-                f"online store: no table {self.table(view)}; `darkroom run` stores the features of a dataset's images"
-            )
+            raise neighbours.nothing_stored(self.table(view))
         return int(row[0])
 
     def _index(self, view: str) -> str:
@@ -103,6 +91,7 @@ class OnlineStore:
             ).format(sql.Identifier(self._index(view)), sql.Identifier(self.table(view)), sql.Literal(dim))
         )
         connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(self.table(view))))
+        _allow_search(connection, self.table(view), SEARCH_ROLE)
         connection.commit()
 
     def remove(self, view: str, image_ids: Sequence[str], until: datetime) -> None:
@@ -121,31 +110,48 @@ class OnlineStore:
     def nearest(self, view: str, vector: Embeddings, top: int, *, exact: bool | None = None) -> list[Neighbour]:
         """The stored images nearest to a unit vector [D], best first; ties in order of image_id.
 
-        `exact` compares with every row (65 ms for 50,000); otherwise four times as many come from the index and are
-        put in order by true distance (2 ms, and 99.2% of the true ten nearest). By default that is up to the number.
+        `exact` compares with every row; otherwise the vector index is asked. By default the number of rows decides.
         """
-        distance = sql.SQL("(vector_value::vector({dim})) <=> %(vector)s::vector({dim})").format(
-            dim=sql.Literal(len(vector))
-        )
-        query = sql.SQL(
-            "WITH found AS MATERIALIZED (SELECT entity_key, event_ts, {distance} AS distance FROM {table} "
-            "WHERE feature_name = 'embedding' ORDER BY {distance} LIMIT %(wide)s) "
-            "SELECT right(encode(entity_key, 'escape'), 64), distance, event_ts FROM found "
-            "ORDER BY distance, entity_key LIMIT %(top)s"
-        ).format(distance=distance, table=sql.Identifier(self.table(view)))
-        text = "[" + ",".join(repr(float(value)) for value in vector) + "]"
-        with self._connect() as connection:
+        with self._connect() as connection, psycopg.RawCursor(connection) as cursor:
             if exact is None:
-                exact = self._count(connection, view) <= _EXACT_ROWS
-            connection.execute(
-                "SELECT set_config('hnsw.ef_search', %s, true), set_config('enable_indexscan', %s, true)",
-                (str(min(1000, max(200, 4 * top))), "off" if exact else "on"),
+                exact = neighbours.is_exact(self._count(connection, view))
+            cursor.execute(neighbours.TUNE, neighbours.tuning(top, exact=exact))
+            query = neighbours.nearest_sql(self.table(view), len(vector))
+            rows = cursor.execute(query.encode(), neighbours.nearest_parameters(vector, top)).fetchall()
+        return neighbours.neighbours(rows)
+
+
+def allow_search(url: str, role: str) -> None:
+    """Let a role search the embeddings that are stored already; each load lets it search what it loads.
+
+    It may read the columns that a search looks at, and nothing else. Raises PlatformError.
+    """
+    try:
+        with psycopg.connect(url, connect_timeout=10, application_name="darkroom-features") as connection:
+            views = connection.execute(
+                "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tableowner = current_user "
+                "AND tablename LIKE '%\\_image\\_embedding\\_%'"
             )
-            rows = connection.execute(query, {"vector": text, "top": top, "wide": 4 * top}).fetchall()
-        return [
-            Neighbour(image_id=image_id, similarity=1 - distance, event_timestamp=when.astimezone(UTC))
-            for image_id, distance, when in rows
-        ]
+            for (table,) in views.fetchall():
+                _lock(connection, table)
+                _allow_search(connection, table, role)
+    except psycopg.Error as error:
+        raise PlatformError(f"feature store: {role} is not allowed to search it ({error})") from error
+
+
+def _allow_search(connection: psycopg.Connection, table: str, role: str) -> None:
+    """Where the role exists: on a server that is not ours it may have another name, and rights of its own."""
+    lacks = connection.execute(
+        "SELECT 1 FROM pg_roles WHERE rolname = %(role)s "
+        "AND NOT has_column_privilege(rolname, %(table)s::regclass, 'vector_value', 'SELECT')",
+        {"role": role, "table": table},
+    ).fetchone()
+    if lacks:
+        connection.execute(
+            sql.SQL("GRANT SELECT ({}) ON {} TO {}").format(
+                sql.SQL(", ").join(map(sql.Identifier, neighbours.COLUMNS)), sql.Identifier(table), sql.Identifier(role)
+            )
+        )
 
 
 def _lock(connection: psycopg.Connection, table: str) -> None:
@@ -213,6 +219,8 @@ def _field(data: bytes) -> bytes:
 
 def _encode(rows: pa.Table) -> Iterator[bytes]:
     """Binary COPY tuples, all features of one column after another."""
+    import pyarrow as pa
+
     keys = [_field(entity_key(image_id)) for image_id in rows.column("image_id").to_pylist()]
     times = _times(rows)
     for name in rows.column_names:
@@ -229,6 +237,8 @@ def _encode(rows: pa.Table) -> Iterator[bytes]:
 
 def _times(rows: pa.Table) -> list[bytes]:
     """event_ts and created_ts of each row."""
+    import pyarrow as pa
+
     stamps = np.empty((rows.num_rows, 2), np.dtype([("length", ">i4"), ("microseconds", ">i8")]))
     stamps["length"] = 8
     for place, name in enumerate(("event_timestamp", "created_timestamp")):
@@ -239,6 +249,8 @@ def _times(rows: pa.Table) -> list[bytes]:
 
 def _numbers(column: pa.ChunkedArray) -> Iterator[bytes]:
     """value, value_text and vector_value of numbers: ValueProto (float_val or int64_val), its text, null."""
+    import pyarrow as pa
+
     if pa.types.is_float32(column.type):
         for number in column.to_pylist():
             yield _field(b"\x35" + struct.pack("<f", number)) + _field(repr(number).encode()) + _NULL

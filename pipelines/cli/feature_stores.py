@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.core import embedding
+from pipelines.core import embedders, embedding
 from pipelines.core.embedding import Embedder
 from pipelines.core.embedding_name import parse
-from pipelines.core.errors import NotFound, UserError
+from pipelines.core.errors import UserError
 from pipelines.core.storage import Storage
 from pipelines.settings import Settings
 
@@ -43,27 +43,12 @@ def open_online_store(settings: Settings, name: str) -> OnlineFeatures:
 def open_embedder(settings: Settings, storage: Storage, text: str) -> Embedder:
     """The embedder that `features.embedding` names. Raises RecipeError, UserError or NotFound."""
     parsed = parse(text)
+    if parsed.path is None:
+        return embedders.open_embedder(text, storage, settings.home / "cache")
+    from pipelines.training.embedding import TorchvisionEmbedder
+
     view = embedding.view_name(text)
-    if parsed.path is not None:
-        from pipelines.training.embedding import TorchvisionEmbedder
-
-        try:
-            return TorchvisionEmbedder(parsed.backbone, parsed.path, view)
-        except ValueError as error:
-            raise UserError(f"features.embedding = {text!r}: {error}") from error
-    if parsed.kind == "package":
-        return _package_embedder(settings, storage, parsed.digest, view)
-    return embedding.HogColorV1()
-
-
-def _package_embedder(settings: Settings, storage: Storage, digest: str, view: str) -> Embedder:
-    """One of our own registered packages."""
-    from pipelines.core import package_store
-    from pipelines.core.package_embedding import PackageEmbedder
-
     try:
-        return PackageEmbedder(package_store.get(storage, digest, settings.home / "cache"), view)
-    except NotFound as error:
-        raise NotFound(
-            f"features.embedding = 'package:{digest}': no registered package has this digest; see `darkroom models`"
-        ) from error
+        return TorchvisionEmbedder(parsed.backbone, parsed.path, view)
+    except ValueError as error:
+        raise UserError(f"features.embedding = {text!r}: {error}") from error

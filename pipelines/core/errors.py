@@ -30,6 +30,10 @@ class NotFound(UserError):
     """A named thing (model, version, run, result) does not exist."""
 
 
+class NeedsTorch(UserError):
+    """What was asked for is computed by torch, which this process has not."""
+
+
 class ImageError(DarkroomError):
     """Bytes that are not an image we accept.
 

@@ -110,16 +110,17 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.parquet"
 
 
-_URI = "uri:"
+URI = "uri:"
+"""Begins what stands for the image_id in a tombstone whose file is gone."""
 
 
 def uri_id(uri: str) -> str:
     """What stands for the image_id in a tombstone whose file is gone: it withdraws what was read from there."""
-    return _URI + hashlib.sha256(uri.encode()).hexdigest()
+    return URI + hashlib.sha256(uri.encode()).hexdigest()
 
 
 def is_uri_id(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.starts_with(ids, _URI)
+    return pc.starts_with(ids, URI)
 
 
 def read(path: Path | str | pa.BufferReader, columns: Sequence[str] | None = None) -> pa.Table:

@@ -53,8 +53,10 @@ class Interrupted(Exception):
 class Reconciler:
     """Brings about what the database asks for, until told to stop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, similar: bool = False) -> None:
+        """`similar`: whether the platform has the process that finds similar images, which gets its place too."""
         self._settings = settings
+        self._similar_port = settings.port("similar") if similar else None
         self._gateway = Gateway(settings)
         storage = open_storage(settings.store_uri, endpoint_url=settings.s3_endpoint_url)
         self._archives = BentoArchives(storage, settings.home / "cache")
@@ -159,6 +161,7 @@ class Reconciler:
                 view = View(
                     clusters={fleet.cluster: fleet.endpoints() for fleet in fleets.values()},
                     routes={model: (_backend(fleets[id_]),) for model, id_ in self._routes.items() if id_ in fleets},
+                    similar=self._similar_port,
                 )
             if confirm or view != self._written:
                 self._written = None

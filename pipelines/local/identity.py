@@ -11,7 +11,10 @@ from pipelines.core.closure import code_digest
 from pipelines.settings import DEFAULT_PORTS, REPOSITORY, Settings
 
 # The supervisor's own code and what it starts by name. Steps and DAG files are read anew by every task.
-_ROOTS = ("pipelines.local.supervisor", "pipelines.local.keeper", "pipelines.local.launch", "pipelines.local.stephost")
+_ROOTS = (
+    *("pipelines.local.supervisor", "pipelines.local.keeper", "pipelines.local.launch", "pipelines.local.stephost"),
+    *("bentos.kit.worker", "bentos.kit.frames", "bentos.similar.service", "bentos.similar.indexing"),
+)
 
 _PORTS = tuple(f"DARKROOM_{service.upper()}_PORT" for service in DEFAULT_PORTS)
 _OVERRIDES = ("DARKROOM_DATABASE_URL_", "DARKROOM_JWT_", *_PORTS)

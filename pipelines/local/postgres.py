@@ -18,10 +18,12 @@ from pipelines.core.errors import PlatformError, UserError
 from pipelines.core.processes import is_zombie
 from pipelines.local import secrets
 from pipelines.local.process import ManagedProcess, User, environment, kill, session_members
-from pipelines.settings import DATABASES, SERVING_ROLE, Settings
+from pipelines.settings import DATABASES, SEARCH_ROLE, SERVING_ROLE, Settings
 
 SUPERUSER = "postgres"
 EXTENSIONS = {"feast": ("vector",)}
+_GUESTS = {SERVING_ROLE: "darkroom", SEARCH_ROLE: "feast"}
+"""Roles that own no database, and the one that each may enter."""
 _UNPRIVILEGED = ("nobody", "postgres", "daemon")
 
 # Sockets off: their paths are limited to 107 bytes, and a clone may lie deeper. One machine, so no replication.
@@ -161,14 +163,17 @@ def ensure_databases(settings: Settings) -> None:
     with _connect(settings, "postgres") as admin:
         roles = {name for (name,) in admin.execute("SELECT rolname FROM pg_roles")}
         databases = {name for (name,) in admin.execute("SELECT datname FROM pg_database")}
-        for role in (*DATABASES, SERVING_ROLE):
+        for role in (*DATABASES, *_GUESTS):
             name, password = sql.Identifier(role), sql.Literal(settings.secret(f"postgres-{role}"))
             verb: LiteralString = "ALTER" if role in roles else "CREATE"
             admin.execute(sql.SQL(verb + " ROLE {} LOGIN PASSWORD {}").format(name, password))
             if role in DATABASES and role not in databases:
                 admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
                 admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
-        admin.execute(sql.SQL("GRANT CONNECT ON DATABASE darkroom TO {}").format(sql.Identifier(SERVING_ROLE)))
+        for role, database in _GUESTS.items():
+            admin.execute(
+                sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(database), sql.Identifier(role))
+            )
     for database, extensions in EXTENSIONS.items():
         with _connect(settings, database) as connection:
             for extension in extensions:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipelines.adapters.signing import public_pem
 from pipelines.core.access import new_key
 from pipelines.core.errors import UserError
-from pipelines.settings import DATABASES, PLATFORM_KEY, SERVING_ROLE, Settings
+from pipelines.settings import DATABASES, PLATFORM_KEY, SEARCH_ROLE, SERVING_ROLE, Settings
 
 POSTGRES_SUPERUSER = "postgres-superuser"
 AIRFLOW_PASSWORDS = "airflow-passwords.json"
@@ -35,7 +35,7 @@ def _fernet_key() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     POSTGRES_SUPERUSER: _token,
-    **{f"postgres-{role}": _token for role in (*DATABASES, SERVING_ROLE)},
+    **{f"postgres-{role}": _token for role in (*DATABASES, SERVING_ROLE, SEARCH_ROLE)},
     "airflow-jwt": _token,
     "airflow-secret-key": _token,
     "airflow-fernet": _fernet_key,

@@ -23,7 +23,7 @@ from pipelines.adapters import database
 from pipelines.adapters.gateway import envoy_argv, write_initial
 from pipelines.core.errors import DarkroomError, PlatformError, UserError
 from pipelines.core.stephost import SOCKET_NAME, short_path
-from pipelines.local import access, airflow, certificates, mlflow, postgres, resources, schema, secrets, state
+from pipelines.local import access, airflow, certificates, mlflow, postgres, resources, schema, secrets, similar, state
 from pipelines.local.anchoring import Anchoring
 from pipelines.local.deployments import Reconciler
 from pipelines.local.identity import credentials, identity
@@ -31,13 +31,15 @@ from pipelines.local.keeper import GIVE_UP
 from pipelines.local.ports import Reservations, assign
 from pipelines.local.predictions import Collecting
 from pipelines.local.process import ManagedProcess, environment, rotate
+from pipelines.local.redis import RedisWatch
+from pipelines.local.redis import check as check_redis
 from pipelines.local.services import Service, get
 from pipelines.local.state import Phase, PlatformState
 from pipelines.local.sweep import sweep
 from pipelines.local.watch import Watched
 from pipelines.settings import Settings
 
-OPTIONAL = ("airflow", "mlflow", "step-host")
+OPTIONAL = ("airflow", "mlflow", "step-host", similar.NAME)
 """What `--without` may name."""
 _SERVING_S = 20.0
 """How long a start waits for what is deployed; a bento that does not come up keeps nothing else from it."""
@@ -64,6 +66,7 @@ class Supervisor:
         self._thread: threading.Thread | None = None
         self._anchoring = Anchoring(settings)
         self._collecting = Collecting(settings)
+        self._redis = RedisWatch(settings)
         self._askers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="ready")
         self._written: PlatformState | None = None
         self._phase: Phase = "starting"
@@ -97,6 +100,7 @@ class Supervisor:
         settings = self._settings
         self._publish("starting")
         resources.check_disk(settings)
+        check_redis(settings)
         secrets.ensure(settings)
         certificates.ensure(settings)
         sweep(settings)
@@ -109,11 +113,12 @@ class Supervisor:
             self._watched.append(Watched(service))
             service.process.start()
         self._publish("starting")
-        self._reconciler = Reconciler(settings)
+        self._reconciler = Reconciler(settings, similar=similar.NAME not in self._without)
         self._thread = threading.Thread(target=self._reconciler.run, args=(self._stop,), name="deployments")
         self._thread.start()
         self._anchoring.start()
         self._collecting.start()
+        self._redis.start()
 
     def _start_postgres(self) -> None:
         settings = self._settings
@@ -159,6 +164,8 @@ class Supervisor:
     def _services(self) -> list[Service]:
         settings = self._settings
         found = [_gateway(settings)]
+        if similar.NAME not in self._without:
+            found.append(self._similar())
         if "step-host" not in self._without:
             found.append(_step_host(settings))
         if "mlflow" not in self._without:
@@ -166,6 +173,13 @@ class Supervisor:
         if "airflow" not in self._without:
             found.extend(airflow.services(settings))
         return found
+
+    def _similar(self) -> Service:
+        try:
+            access.prepare_search(self._settings)
+        except PlatformError as error:
+            _say(str(error))  # one feature less; the next start tries again
+        return similar.service(self._settings)
 
     # --- watch -----------------------------------------------------------------------------------------------------
 
@@ -217,6 +231,7 @@ class Supervisor:
             if group is last:
                 self._anchoring.end()
                 self._collecting.end()
+                self._redis.end()
             for watched in group:
                 watched.process.signal()
             if group is not last and self._thread is not None:
@@ -243,6 +258,7 @@ class Supervisor:
                 for what, trouble in (
                     ("the audit log is not anchored", self._anchoring.trouble),
                     ("predictions are not collected", self._collecting.trouble),
+                    ("rates and answers are not shared", self._redis.trouble),
                 )
                 if trouble
             ),

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipelines.core import manifest
 from pipelines.core.datasets import blob_key
+from pipelines.core.embedders import pixel_spec
 from pipelines.core.embedding import Embedder, Pixels
 from pipelines.core.features import (
     ROW_KEYS,
@@ -32,8 +33,7 @@ from pipelines.core.features import (
     view_prefix,
 )
 from pipelines.core.ports import FeatureRepository, OnlineFeatures
-from pipelines.core.preprocessing import preprocess, spec_of
-from pipelines.core.recipe import Preprocessing
+from pipelines.core.preprocessing import preprocess
 from pipelines.core.storage import Storage
 from pipelines.core.values import Materialized
 
@@ -200,7 +200,7 @@ def _statistics_rows(tables: IntervalTables) -> Iterator[pa.Table]:
 
 def _embedding_rows(tables: IntervalTables, storage: Storage, embedder: Embedder) -> Iterator[pa.Table]:
     """Rows of the embedding view, from the stored bytes."""
-    spec = spec_of(Preprocessing(height=embedder.height, width=embedder.width, fit=embedder.fit))
+    spec = pixel_spec(embedder)
 
     def pixels_of(image_id: str) -> Pixels:
         return preprocess(storage.read(blob_key(image_id)), spec)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,14 +15,14 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from redis_server import running_redis
 
 from pipelines.adapters.features import FeastOnlineStore, FeatureRepository, import_feast
-from pipelines.adapters.online_store import OnlineStore
+from pipelines.adapters.online_store import OnlineStore, allow_search
 from pipelines.core.errors import NotFound
 from pipelines.core.features import HOG_COLOR, STATISTICS, STATISTICS_VIEW, partition_key
 from pipelines.core.storage import Storage, open_storage
-from pipelines.local.ports import free_port
-from pipelines.settings import Settings
+from pipelines.settings import SEARCH_ROLE, Settings
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 NAMES = iter(f"features-{number}" for number in range(100))
@@ -183,6 +181,27 @@ def test_the_nearest_are_the_nearest(online: OnlineStore, database: psycopg.Conn
     assert found_by_index >= 80, "random vectors are an index's hardest case"
 
 
+def test_what_was_stored_before_can_be_searched_too(
+    online: OnlineStore, database: psycopg.Connection, postgres_settings: Settings
+) -> None:
+    rows, _ = vectors(ids(5), day=1)
+    with online.loading(HOG_COLOR.name, 5, HOG_COLOR.dim) as writer:
+        writer.write(rows)
+    search = f'SELECT count(vector_value) FROM "{online.table(HOG_COLOR.name)}"'
+    others = f'SELECT count(*) FROM "{online.table(STATISTICS_VIEW)}"'
+    database.execute(f'REVOKE ALL ON "{online.table(HOG_COLOR.name)}" FROM {SEARCH_ROLE}')
+    with psycopg.connect(postgres_settings.search_database_url, autocommit=True) as reader:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            reader.execute(search)
+        for _ in range(2):
+            allow_search(postgres_settings.database_url("feast"), SEARCH_ROLE)
+            assert reader.execute(search).fetchone() == (5,)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            reader.execute(others)
+    # A server of others may have no such role: then nothing is given to anybody.
+    allow_search(postgres_settings.database_url("feast"), "of-nobody")
+
+
 def test_a_search_before_anything_is_stored_says_what_to_do(postgres_settings: Settings) -> None:
     store = OnlineStore(postgres_settings.database_url("feast"), "never-there")
     with pytest.raises(NotFound, match=r"never_there_image_embedding_hog_color_v1.*darkroom run"):
@@ -264,16 +283,8 @@ def test_embeddings_are_as_they_were_known_at_the_event(
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
-    server = shutil.which("redis-server")
-    if server is None:
-        pytest.skip("no redis-server on this machine")
-    port = free_port()
-    process = subprocess.Popen([server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path])
-    try:
-        yield f"127.0.0.1:{port},db=0"
-    finally:
-        process.terminate()
-        process.wait()
+    with running_redis(tmp_path / "redis") as server:
+        yield f"127.0.0.1:{server.port},db=0"
 
 
 def test_redis_can_be_the_online_store(repository: FeatureRepository, redis: str) -> None:

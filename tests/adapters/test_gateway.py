@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -119,6 +120,28 @@ def test_routes_by_model_and_default(gateway: Gateway, home_settings: Settings) 
         status, problem = ask(port, "/v1/models/digit/classify", b"x")
         assert (status, problem["detail"]) == (404, "no such model; deployed: clothing, digits")
         assert set(ask(port, "/")[1]["models"]) == {"clothing", "digits"}
+
+
+def test_the_search_for_similar_images_has_its_own_process(gateway: Gateway, home_settings: Settings) -> None:
+    """For every name, deployed or not; the models' own paths are theirs, whatever they are called."""
+    port = home_settings.gateway_port
+    status, problem = ask(port, "/v1/models/digits/similar", b"x")
+    assert (status, "without the search" in problem["detail"]) == (503, True)
+    with server("digits-v1-1") as first, server("similar-v1-2") as second, server("similar") as search:
+        clusters = {"digits-v1-1": (first,), "similar-v1-2": (second,)}
+        routed = view(clusters, {"digits": {"digits-v1-1": 100}, "similar": {"similar-v1-2": 100}})
+        gateway.apply(replace(routed, routes={}, similar=search))
+        for name, ports in {**clusters, "similar": (search,)}.items():
+            wait_until(lambda name=name, ports=ports: gateway.healthy_ports(name) == set(ports))  # type: ignore[misc]
+        gateway.apply(replace(routed, similar=search))
+        for path in ("/v1/similar", "/v1/models/digits/similar", "/v1/models/not-deployed/similar?top_k=2"):
+            assert (ask(port, path, b"x")[1]["cluster"], ask(port, path, b"x")[1]["path"]) == ("similar", path)
+        for path in ("/v1/similar/readyz", "/v1/similar/livez", "/v1/similar/metrics"):
+            answer = ask(port, path)[1]
+            assert (answer["cluster"], answer["path"]) == ("similar", path.removeprefix("/v1/similar"))
+        assert ask(port, "/v1/models/similar/classify", b"x")[1]["cluster"] == "similar-v1-2"
+        assert ask(port, "/v1/models/digits/similar/of", b"x")[1]["cluster"] == "digits-v1-1"
+        assert ask(port, "/v1/similar/of", b"x")[0] == 404
 
 
 def test_a_request_id_is_kept_to_the_letter(gateway: Gateway, home_settings: Settings) -> None:

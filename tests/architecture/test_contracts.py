@@ -22,6 +22,9 @@ def test_import_contracts_hold() -> None:
     [
         ("bentos.classifier.service", ("torch", "torchvision", "mlflow", "feast", "airflow", "pandas")),
         ("bentos.classifier.service", ("opentelemetry.sdk", "opentelemetry.exporter")),
+        ("bentos.similar.service", ("torch", "torchvision", "mlflow", "feast", "airflow", "pandas", "psycopg")),
+        ("bentos.similar.service", ("opentelemetry.sdk", "opentelemetry.exporter", "onnxruntime", "pyarrow", "grpc")),
+        ("pipelines.local.supervisor", ("pyarrow", "torch", "mlflow", "feast", "onnxruntime")),
         ("pipelines.cli.step", ("typer", "pydantic", "numpy", "torch", "mlflow", "feast", "airflow")),
         ("pipelines.core.recipe", ("numpy", "PIL", "pyarrow", "boto3")),
     ],

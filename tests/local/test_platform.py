@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from example_packages import coloured
 
 from pipelines.adapters import database
 from pipelines.core.anchors import newest, parse
@@ -62,13 +63,24 @@ def gateway_answers(settings: Settings) -> bool:
         connection.close()
 
 
+def similar_answers(settings: Settings) -> tuple[int, str]:
+    """What the gateway says of a search, by status and reason."""
+    connection = http.client.HTTPConnection("127.0.0.1", settings.gateway_port, timeout=20)
+    try:
+        connection.request("POST", "/v1/similar", coloured("red"), settings.platform_authorization)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())["reason"]
+    finally:
+        connection.close()
+
+
 @pytest.mark.heavy
 def test_up_kills_and_down(ended: Settings) -> None:
     first = darkroom("up", *WITHOUT)
     assert first.returncode == 0, first.stderr
     assert gateway_answers(ended)
     before = processes()
-    assert {"keeper", "supervisor", "postgres", "envoy"} <= before.keys()
+    assert {"keeper", "supervisor", "postgres", "envoy", "similar"} <= before.keys()
     assert all(one["state"] == "ready" and one["memory"] > 0 for one in before.values())
 
     again = darkroom("up", *WITHOUT)
@@ -79,6 +91,10 @@ def test_up_kills_and_down(ended: Settings) -> None:
     until(lambda: processes()["postgres"].get("restarts") == 1 and processes()["postgres"]["state"] == "ready")
     with psycopg.connect(ended.database_url("darkroom")) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+    os.kill(before["similar"]["pid"], signal.SIGKILL)
+    until(lambda: processes()["similar"].get("restarts") == 1 and processes()["similar"]["state"] == "ready")
+    until(lambda: similar_answers(ended) == (404, "nothing_stored"))
 
     os.kill(before["supervisor"]["pid"], signal.SIGKILL)
     assert darkroom("up", *WITHOUT).returncode == 0

@@ -11,7 +11,7 @@ from small_datasets import Ingested, accepted, ingested
 from pipelines.adapters.features import FeatureRepository
 from pipelines.adapters.online_store import OnlineStore
 from pipelines.core import datasets
-from pipelines.core.embedding import HogColorV1
+from pipelines.core.embedding import Embedder, HogColorV1
 from pipelines.core.features import HOG_COLOR, project_of
 from pipelines.core.recipe import Recipe, Split
 from pipelines.core.results import sha256_file
@@ -37,6 +37,7 @@ class House:
         self.url = settings.database_url("feast")
         self.repository = FeatureRepository(recipe=self.name, database_url=self.url, store_uri=self.storage.uri)
         self.online = OnlineStore(self.url, self.name)
+        self.embedder: Embedder = HogColorV1()
         self.facts: dict[str, Any] = {}
 
     def ingest(self, interval: str) -> Ingested:
@@ -60,7 +61,7 @@ class House:
             name=self.name,
             tables=tables,
             storage=self.storage,
-            embedder=HogColorV1(),
+            embedder=self.embedder,
             repository=self.repository,
             online=self.online,
             scratch=scratch,

@@ -43,7 +43,8 @@ def environment(bento: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def serve(bento: Path, package: ModelPackage, **variables: str) -> Iterator[Served]:
     """Serve until the end of the block. `variables` are added to the environment."""
-    port, grpc_port, log = free_port(), free_port(), bento.parent / "log"
+    port, grpc_port = free_port(), free_port()
+    log = bento.parent / f"log-{port}"
     with log.open("w") as file:
         process = subprocess.Popen(
             [

@@ -34,7 +34,7 @@ async def infer(dataplane: Dataplane, request: InferRequest, caller: Caller) -> 
     check_outputs(request.outputs)
     spec = dataplane.classifier.package.preprocessing
     images, pixels = read_inputs(request.inputs, spec, dataplane.settings.max_images)
-    caller.charge((len(images) if pixels is None else len(pixels)) - 1)
+    await caller.charge((len(images) if pixels is None else len(pixels)) - 1)
     outputs = await dataplane.infer(images, pixels, asker=Asker(caller.credential.id, caller.request_id))
     identity = dataplane.identity
     return InferAnswer(

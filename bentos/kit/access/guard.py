@@ -9,8 +9,10 @@ from bentos.kit.access.key_ring import KeyRing
 from bentos.kit.access.key_store import KeyStore, PostgresKeyStore
 from bentos.kit.access.limits import Quotas, Rates
 from bentos.kit.access.settings import AccessSettings
+from bentos.kit.access.shared_rates import SharedRates
 from bentos.kit.access.tokens import Tokens
 from bentos.kit.errors import RequestRefused
+from bentos.kit.shared.server import RedisServer
 from pipelines.core.access import Credential, Scope, digest_of, well_formed
 
 ANYBODY = Credential(id="anonymous", role="admin")
@@ -28,10 +30,10 @@ class Caller:
     guard: Guard
     authorization: bytes | None = field(repr=False)
 
-    def charge(self, num_images: int = 1) -> None:
+    async def charge(self, num_images: int = 1) -> None:
         """Count images beyond the request's first. Raises RequestRefused (429)."""
         if num_images:
-            self.guard.charge(self.credential, num_images)
+            await self.guard.charge(self.credential, num_images)
 
     async def check(self) -> None:
         """Ask again in the middle of a long connection. Raises RequestRefused where the credential is not good now."""
@@ -49,13 +51,19 @@ class Guard:
         tokens: Tokens | None = None,
         platform_key: str = "",
         share: float = 1.0,
+        redis: RedisServer | None = None,
+        scope: str = "",
     ) -> None:
+        """`share`: of each rate, what this process gives by itself; with `redis`, the processes of a `scope` keep rates
+        together.
+        """
         self._required = required
         self._store = store
         self._ring = KeyRing(store) if store is not None else None
         self._tokens = tokens
         self._platform_key = platform_key.encode()
         self._rates = Rates(share)
+        self._shared_rates = SharedRates(redis, self._rates, scope=scope) if redis is not None else None
         self._quotas = Quotas(store)
 
     async def admit(self, authorization: bytes | None, scope: Scope, model: str, request_id: str) -> Caller:
@@ -74,7 +82,7 @@ class Guard:
                 raise RequestRefused(403, "forbidden", f"this credential is not good for model {model!r}")
             if scope is Scope.PREDICT:
                 await self._quotas.prepare(credential)
-                self.charge(credential, 1)
+                await self.charge(credential, 1)
         return Caller(credential=credential, request_id=request_id, guard=self, authorization=authorization)
 
     async def check(self, authorization: bytes | None, credential: Credential) -> None:
@@ -82,12 +90,17 @@ class Guard:
         if self._required and await self._who(authorization) != credential:
             raise _unauthenticated("the credential has changed")
 
-    def charge(self, credential: Credential, num_images: int) -> None:
+    async def charge(self, credential: Credential, num_images: int) -> None:
         """Raises RequestRefused (429)."""
-        self._rates.take(credential, num_images)
+        if self._shared_rates is None:
+            self._rates.take(credential, num_images)
+        else:
+            await self._shared_rates.take(credential, num_images)
         self._quotas.take(credential, num_images)
 
     async def close(self) -> None:
+        if self._shared_rates is not None:
+            await self._shared_rates.close()
         await self._quotas.close()
         if self._store is not None:
             await self._store.close()
@@ -110,7 +123,7 @@ class Guard:
         return await self._tokens.find(secret) if self._tokens is not None else None
 
 
-def make_guard(settings: AccessSettings) -> Guard:
+def make_guard(settings: AccessSettings, redis: RedisServer | None = None, *, scope: str = "") -> Guard:
     """A guard with its stores. Raises OSError where the platform's key cannot be read."""
     rules = settings.token_rules
     return Guard(
@@ -119,6 +132,8 @@ def make_guard(settings: AccessSettings) -> Guard:
         tokens=Tokens(rules) if rules else None,
         platform_key=settings.platform_key_file.read_text().strip() if settings.platform_key_file else "",
         share=1 / settings.num_processes,
+        redis=redis,
+        scope=scope,
     )
 
 

@@ -1,7 +1,8 @@
 """How often somebody may ask: a rate (images a minute) and a quota (images a day), by credential.
 
-The rate is a bucket of tokens in each process, which gets its share of the rate. The quota is counted in the database,
-where all processes add up what they gave, every second; while it is away each goes on from what it last heard.
+The rate is a bucket of tokens in each process, which gets its share of the rate; with Redis, `shared_rates` has one for
+all. The quota is counted in the database, where all processes add up what they gave, every second; while it is away
+each goes on from what it last heard. It is a day's, and stays there with Redis, too, which may lose what it holds.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ from bentos.kit.errors import RequestRefused
 from bentos.kit.telemetry import LIMITED
 from pipelines.core.access import Credential
 
-_BURST_S = 10.0
+BURST_S = 10.0
 """A bucket holds what its rate gives in this time."""
 _FLUSH_S = 1.0
-_MAX_BUCKETS = 10_000
+MAX_BUCKETS = 10_000
 
 logger = logging.getLogger("darkroom.access")
 
 
 def too_many(detail: str, retry_after_s: float) -> RequestRefused:
     return RequestRefused(429, "too_many_requests", detail, retry_after_s=max(1, math.ceil(retry_after_s)))
+
+
+def rate_exceeded(credential: Credential, wait_s: float) -> RequestRefused:
+    """Counted here. `wait_s`: until there is an image in the credential's bucket."""
+    LIMITED.labels("rate", credential.role).inc()
+    return too_many(f"more than {credential.per_minute} images a minute", wait_s)
 
 
 @dataclass
@@ -55,21 +62,26 @@ class Rates:
         if credential.per_minute is None:
             return
         rate = credential.per_minute * self.share / 60
-        size = max(1.0, rate * _BURST_S)
+        size = max(1.0, rate * BURST_S)
         now = self.clock()
-        bucket = self._buckets.get(credential.id)
-        if bucket is None:
-            bucket = self._buckets[credential.id] = _Bucket(size, now)
-            if len(self._buckets) > _MAX_BUCKETS:
-                self._buckets.popitem(last=False)
+        bucket = self._buckets.get(credential.id) or self._keep(credential.id, _Bucket(size, now))
         bucket.tokens = min(size, bucket.tokens + (now - bucket.at) * rate)
         bucket.at = now
         if bucket.tokens < 1:
-            LIMITED.labels("rate", credential.role).inc()
-            detail = f"more than {credential.per_minute} images a minute"
-            raise too_many(detail, (1 - bucket.tokens) / rate)
+            raise rate_exceeded(credential, (1 - bucket.tokens) / rate)
         bucket.tokens -= num_images
         self._buckets.move_to_end(credential.id)
+
+    def level(self, credential: Credential, tokens: float) -> None:
+        """Learn what all processes together have left; from its share of that this one would go on alone."""
+        self._keep(credential.id, _Bucket(tokens * self.share, self.clock()))
+
+    def _keep(self, credential_id: str, bucket: _Bucket) -> _Bucket:
+        self._buckets[credential_id] = bucket
+        self._buckets.move_to_end(credential_id)
+        if len(self._buckets) > MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        return bucket
 
 
 @dataclass

@@ -37,6 +37,8 @@ class View:
     """Processes by cluster, one cluster a deployment."""
     routes: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
     """Who shares a model's requests, by model."""
+    similar: int | None = None
+    """Port of the process that finds similar images; None where there is none."""
 
 
 def folder_of(settings: Settings) -> Path:
@@ -210,14 +212,19 @@ class Gateway:
 def _files(view: View, settings: Settings) -> dict[str, list[dict[str, Any]]]:
     """Resources by file, in the order in which they may be taken. Envoy wants the endpoints of a cluster alone."""
     folder = folder_of(settings)
+    assignments = [
+        assignment
+        for name, processes in sorted(view.clusters.items())
+        for assignment in config.endpoints(name, processes)
+    ]
+    clusters = [one for name in sorted(view.clusters) for one in config.clusters(name, folder)]
+    if view.similar is not None:
+        assignments.append(config.similar_endpoint(view.similar))
+        clusters.append(config.similar_cluster(folder))
     return {
-        **{
-            f"eds/{assignment['cluster_name']}.json": [assignment]
-            for name, processes in sorted(view.clusters.items())
-            for assignment in config.endpoints(name, processes)
-        },
-        "cds/cds.json": [one for name in sorted(view.clusters) for one in config.clusters(name, folder)],
-        "rds/rds.json": [config.routes(view.routes, settings.default_model)],
+        **{f"eds/{assignment['cluster_name']}.json": [assignment] for assignment in assignments},
+        "cds/cds.json": clusters,
+        "rds/rds.json": [config.routes(view.routes, settings.default_model, similar=view.similar is not None)],
     }
 
 

@@ -65,14 +65,11 @@ def _recipe(settings: Settings, name: str) -> Recipe:
 
 
 def _similar(settings: Settings, recipe: Recipe, image: Path, top: int) -> list[dict[str, Any]]:
-    import numpy as np
-
     from pipelines.adapters.online_store import OnlineStore
     from pipelines.cli.feature_stores import open_embedder
-    from pipelines.core import datasets
+    from pipelines.core import datasets, labels
+    from pipelines.core.embedders import embed_image
     from pipelines.core.errors import ImageError, UserError
-    from pipelines.core.preprocessing import preprocess, spec_of
-    from pipelines.core.recipe import Preprocessing
     from pipelines.core.storage import open_storage
 
     if settings.features_redis:
@@ -84,42 +81,25 @@ def _similar(settings: Settings, recipe: Recipe, image: Path, top: int) -> list[
     storage = open_storage(settings.store_uri, endpoint_url=settings.s3_endpoint_url)
     embedder = open_embedder(settings, storage, recipe.features.embedding)
     try:
-        pixels = preprocess(
-            data, spec_of(Preprocessing(height=embedder.height, width=embedder.width, fit=embedder.fit))
-        )
+        vector = embed_image(embedder, data)
     except ImageError as error:
         raise UserError(f"{image}: {error.reason}: {error}") from error
-    vector = embedder.embed(np.stack([pixels]))[0]
     found = OnlineStore(settings.database_url("feast"), recipe.name).nearest(embedder.view, vector, top)
-    known = _accepted_rows(settings, recipe.name, [one.image_id for one in found])
+    cache = settings.home / "cache"
+    index = labels.index_path(cache, storage, recipe.name)
+    labels.update(storage, recipe.name, index, cache)
+    known = labels.find(index, [one.image_id for one in found]).images
     return [
         {
             "image_id": one.image_id,
             "similarity": round(one.similarity, 6),
-            **known.get(one.image_id, {"label": None, "source_uri": None}),
+            "label": known[one.image_id].label if one.image_id in known else None,
+            "source_uri": known[one.image_id].source_uri if one.image_id in known else None,
             "event_timestamp": one.event_timestamp.isoformat(),
             "path": storage.locate(datasets.blob_key(one.image_id)),
         }
         for one in found
     ]
-
-
-def _accepted_rows(settings: Settings, name: str, image_ids: list[str]) -> dict[str, dict[str, str]]:
-    """Newest accepted label and source of some images."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from pipelines.core import datasets
-    from pipelines.core.storage import open_storage
-
-    storage = open_storage(settings.store_uri, endpoint_url=settings.s3_endpoint_url)
-    rows = []
-    for interval, digest in datasets.read_head(storage, name).intervals.items():
-        path = storage.local(datasets.interval_key(name, interval, digest), settings.home / "cache")
-        columns = ["image_id", "label", "source_uri", "event_timestamp"]
-        rows += pq.read_table(path, columns=columns, filters=pc.field("image_id").isin(image_ids)).to_pylist()
-    rows.sort(key=lambda row: row["event_timestamp"])
-    return {row["image_id"]: {"label": row["label"], "source_uri": row["source_uri"]} for row in rows}
 
 
 def feast(

@@ -33,6 +33,7 @@ class Optional(StrEnum):
     AIRFLOW = "airflow"
     MLFLOW = "mlflow"
     STEP_HOST = "step-host"
+    SIMILAR = "similar"
 
 
 def register(app: typer.Typer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import sys
 import threading
 import time
@@ -18,7 +17,8 @@ from pipelines.core.deployments import Deployment
 from pipelines.core.model_package import ModelPackage, load
 from pipelines.local import access, predictions
 from pipelines.local.ports import free_port
-from pipelines.local.process import PLATFORM_MARK, ManagedProcess, environment
+from pipelines.local.process import ManagedProcess
+from pipelines.local.serving.environment import serving_environment
 from pipelines.local.state import ProcessStatus
 from pipelines.settings import Settings
 
@@ -29,10 +29,6 @@ UNHEALTHY_S = 30.0
 STOP_S = 10.0
 PORT_TAKEN = 75
 """Exit status of `bentos.kit.worker` when somebody was quicker: not the deployment's fault, so it is tried again."""
-
-# A serving process gets these and no secret of the platform.
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-_PASSED_ON_OURS = (PLATFORM_MARK, "SPT_NOENV", "PYTHONUNBUFFERED", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass
@@ -144,23 +140,15 @@ class Fleet:
         return Worker(process=process, port=port, grpc_port=grpc_port, started_at=time.monotonic(), log_offset=offset)
 
     def _environment(self) -> dict[str, str]:
-        ours = environment(self.settings)
         spec = self.deployment.spec
         return {
-            **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-            **{name: ours[name] for name in _PASSED_ON_OURS},
             # The bento's own sources, before the clone's.
-            "PYTHONPATH": str(self.folder / "src"),
-            "PYTHONDONTWRITEBYTECODE": "",
-            "BENTOML_HOME": str(self.settings.home / "cache" / "bentoml"),
-            "BENTOML_DO_NOT_TRACK": "True",
-            "DARKROOM_CLUSTER": self.cluster,
+            **serving_environment(self.settings, cluster=self.cluster, sources=self.folder / "src"),
             "DARKROOM_THREADS": str(spec.threads),
             # All processes of the deployment together have one batch a core under way.
             "DARKROOM_CONCURRENCY": str(max(1, num_cores() // (spec.workers * spec.threads))),
             "DARKROOM_TOP_K": str(spec.top_k),
             **access.environment(self.settings, spec.workers),
-            **(self.settings.tracing.environment if self.settings.tracing else {}),
             **predictions.environment(self.settings),
         }
 

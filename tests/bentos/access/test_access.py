@@ -295,7 +295,7 @@ def test_what_one_asker_was_answered_is_not_kept_for_another(guarded: Guarded) -
         )
         with urllib.request.urlopen(request) as response:
             lines = response.read().decode().splitlines()
-        start = 'darkroom_cache_lookups_total{result="hit"'
+        start = 'darkroom_cache_lookups_total{level="memory",result="hit"'
         return sum(float(line.split()[-1]) for line in lines if line.startswith(start))
 
     image = coloured("green", 977)

@@ -1,7 +1,15 @@
 """Envoy's configuration as plain JSON: bootstrap, clusters, endpoints and routes. No I/O."""
 
 from pipelines.adapters.gateway.config.bootstrap import bootstrap
-from pipelines.adapters.gateway.config.clusters import Endpoint, clusters, endpoints, grpc_cluster
+from pipelines.adapters.gateway.config.clusters import (
+    SIMILAR,
+    Endpoint,
+    clusters,
+    endpoints,
+    grpc_cluster,
+    similar_cluster,
+    similar_endpoint,
+)
 from pipelines.adapters.gateway.config.listener import CERTIFICATE_FILE, Listening, certificate
 from pipelines.adapters.gateway.config.routes import Backend, routes
 
@@ -10,6 +18,7 @@ STATISTICS = {"cds/cds.json": "cluster_manager.cds", "rds/rds.json": "rds.darkro
 
 __all__ = [
     "CERTIFICATE_FILE",
+    "SIMILAR",
     "STATISTICS",
     "Backend",
     "Endpoint",
@@ -20,4 +29,6 @@ __all__ = [
     "endpoints",
     "grpc_cluster",
     "routes",
+    "similar_cluster",
+    "similar_endpoint",
 ]

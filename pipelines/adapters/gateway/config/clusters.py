@@ -1,4 +1,4 @@
-"""Deployments as clusters: which processes there are, and which of them count."""
+"""Deployments, and the search for similar images, as clusters: which processes there are, and which of them count."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.adapters.gateway.config.parts import BUFFER_BYTES, TYPES, Resource, address, watched
+
+SIMILAR = "similar"
+"""Cluster of the process that finds similar images. No deployment's: theirs end with a version and a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,15 @@ def grpc_cluster(name: str) -> str:
 def clusters(name: str, folder: Path) -> list[Resource]:
     """One deployment's processes, by HTTP and by gRPC."""
     return [_cluster(name, name, folder, {}), _cluster(grpc_cluster(name), name, folder, _HTTP2)]
+
+
+def similar_cluster(folder: Path) -> Resource:
+    """The process that finds similar images speaks HTTP only."""
+    return _cluster(SIMILAR, SIMILAR, folder, {})
+
+
+def similar_endpoint(port: int) -> Resource:
+    return _assignment(SIMILAR, [{"address": address(port)}])
 
 
 _HTTP2 = {"http2_protocol_options": {"max_concurrent_streams": 256}}

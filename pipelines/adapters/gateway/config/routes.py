@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.adapters.gateway.config.clusters import grpc_cluster
+from pipelines.adapters.gateway.config.clusters import SIMILAR, grpc_cluster
 from pipelines.adapters.gateway.config.parts import REQUEST_TIMEOUT_S, ROUTES_NAME, TYPES, Resource
 from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_MESSAGE_BYTES
 
@@ -25,8 +25,11 @@ class Backend:
     weight: int
 
 
-def routes(models: Mapping[str, Sequence[Backend]], default_model: str) -> Resource:
-    """Routes of every model, of the plain paths to the default one, and problems for everything else."""
+def routes(models: Mapping[str, Sequence[Backend]], default_model: str, *, similar: bool = False) -> Resource:
+    """Routes of every model, of the plain paths to the default one, and problems for everything else.
+
+    `similar`: whether there is a process that finds similar images.
+    """
     default = models.get(default_model, ())
     nothing = f"{default_model} is not deployed yet"
     too_long = f"the body is larger than {MAX_BODY_BYTES} bytes"
@@ -45,6 +48,7 @@ def routes(models: Mapping[str, Sequence[Backend]], default_model: str) -> Resou
                     *_batch_routes(models, default),
                     _problem(_longer({"prefix": "/"}, MAX_BODY_BYTES), 413, too_long),
                     _index(sorted(models), default_model),
+                    *_similar_routes(similar),
                     *served,
                     *_default_routes(default, nothing),
                     *(
@@ -83,6 +87,22 @@ def _routes_of(model: str, backends: Sequence[Backend]) -> list[Resource]:
         _to_stream(backends, {"path": f"{base}/stream"}),
         _to(backends, {"path_separated_prefix": base}),
         _to(backends, {"path_separated_prefix": oip}),
+    ]
+
+
+def _similar_routes(there: bool) -> list[Resource]:
+    """One process for all models, deployed or not: it knows which there are. Before the models' own paths."""
+    search: tuple[Resource, ...] = (
+        {"path": "/v1/similar"},
+        {"safe_regex": {"google_re2": {}, "regex": "/v1/models/[^/]+/similar"}},
+    )
+    if not there:
+        return [_problem(match, 503, "this platform runs without the search for similar images") for match in search]
+    process = [Backend(cluster=SIMILAR, version="", weight=1)]
+    return [
+        *(_to(process, match) for match in search),
+        _to(process, {"path": "/v1/similar/openapi.json"}),
+        *(_to(process, {"path": f"/v1/similar{probe}"}, rewrite=probe) for probe in ("/livez", "/readyz", "/metrics")),
     ]
 
 
@@ -193,6 +213,8 @@ def _index(models: Sequence[str], default_model: str) -> Resource:
         "classify": "POST the bytes of one image to /v1/models/{name}/classify or /v1/classify",
         "classify_batch": "POST a form's files, or a tar, to /v1/models/{name}/classify/batch; JSON lines come back",
         "embed": "POST the bytes of one image to /v1/models/{name}/embed or /v1/embed",
+        "similar": "POST the bytes of one image to /v1/models/{name}/similar or /v1/similar; the nearest stored come",
+        "similar_openapi": "/v1/similar/openapi.json",
         "stream": "WebSocket /v1/models/{name}/stream or /v1/stream: an image a frame, a JSON text back",
         "openapi": "/v1/models/{name}/openapi.json or /v1/openapi.json",
         "open_inference_protocol": "/v2 by REST, inference.GRPCInferenceService by gRPC, both on this port",

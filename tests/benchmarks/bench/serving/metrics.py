@@ -10,7 +10,7 @@ from bench.serving.servers import Server
 
 
 def read(server: Server) -> dict[str, float]:
-    """Samples by name, labels as they are written: `darkroom_cache_lookups_total{result="hit"}`."""
+    """Samples by name, labels in order: `darkroom_cache_lookups_total{level="memory",result="hit"}`."""
     request = urllib.request.Request(f"http://127.0.0.1:{server.port}/metrics", headers=dict(server.headers))
     with urllib.request.urlopen(request, timeout=10) as response:
         text = response.read().decode()
@@ -29,7 +29,8 @@ def mean_batch(server: Server) -> float:
 
 
 def cache_lookups(server: Server) -> tuple[float, float]:
-    """Hits and misses so far."""
+    """Hits and misses of its memory so far."""
     found = read(server)
-    hit, miss = (found.get(f'darkroom_cache_lookups_total{{result="{one}"}}', 0.0) for one in ("hit", "miss"))
+    name = "darkroom_cache_lookups_total"
+    hit, miss = (found.get(f'{name}{{level="memory",result="{one}"}}', 0.0) for one in ("hit", "miss"))
     return hit, miss
