@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.core import embedders, embedding
 from pipelines.core.embedding import Embedder
+from pipelines.core.embedding_name import parse
 from pipelines.core.errors import UserError
 from pipelines.core.storage import Storage
 from pipelines.settings import Settings
@@ -41,15 +42,13 @@ def open_online_store(settings: Settings, name: str) -> OnlineFeatures:
 
 def open_embedder(settings: Settings, storage: Storage, text: str) -> Embedder:
     """The embedder that `features.embedding` names. Raises RecipeError, UserError or NotFound."""
-    parsed = embedding.parse(text)
-    if parsed.kind != "torchvision":
+    parsed = parse(text)
+    if parsed.path is None:
         return embedders.open_embedder(text, storage, settings.home / "cache")
-    from pathlib import Path
-
     from pipelines.training.embedding import TorchvisionEmbedder
 
     view = embedding.view_name(text)
     try:
-        return TorchvisionEmbedder(parsed.backbone, Path(parsed.path).expanduser(), view)
+        return TorchvisionEmbedder(parsed.backbone, parsed.path, view)
     except ValueError as error:
         raise UserError(f"features.embedding = {text!r}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines.core.errors import NotFound
+from pipelines.core.errors import NotFound, RecipeError
 from pipelines.core.runs import Reference, RunFolder, RunId, RunRequest
 from pipelines.core.storage import Storage
 
@@ -27,13 +27,13 @@ class PastRun:
 
 
 def past_runs(storage: Storage, dag_id: str) -> list[PastRun]:
-    """Runs of a DAG that have begun, the latest finished last."""
+    """Runs of a DAG that have begun, the latest finished last; without those of a recipe that is refused by now."""
     found: list[PastRun] = []
     for name in _run_names(storage, dag_id):
         folder = RunFolder(storage, RunId.parse(name))
         try:
             found.append(PastRun(run=folder.run, request=folder.request(), references=folder.references()))
-        except NotFound:
+        except (NotFound, RecipeError):
             continue
     return sorted(found, key=lambda one: one.ended_at)
 

@@ -6,7 +6,6 @@ Only argparse is used: a step's start is paid for by every task.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,18 +39,23 @@ def main(arguments: Sequence[str]) -> int:
     if options.parent:
         die_with_parent(options.parent)
 
-    from pipelines.cli.execute import execute, write_outcome
+    from pipelines.cli import preflight
+    from pipelines.cli.chain.graph import TRAIN
+    from pipelines.cli.execute import execute, storage_of, write_outcome
 
     settings = settings_module.load()
     request = None
     if options.recipe is not None:
         recipe = recipes.get(options.recipe, *settings.recipe_folders)
-        changes = {key: value for key, value in json.loads(options.set).items() if value is not None}
+        changes = {key: value for key, value in recipes.changes(options.set).items() if value is not None}
         request = RunRequest(recipe=recipes.override(recipe, changes), interval=options.interval, as_of=options.as_of)
     run = RunId.parse(options.run)
     steps = steps_of(run.dag_id)
     if options.step not in steps:
         raise UserError(f"step {options.step}: {run} has no such step; it has {', '.join(steps)}")
+    if request is not None:
+        training = options.step in TRAIN
+        preflight.check(storage_of(settings), request.recipe, ingest=not training, training=training)
     outcome = execute(
         settings,
         steps[options.step],

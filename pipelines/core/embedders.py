@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.core import embedding
-from pipelines.core.embedding import Embedder, EmbeddingName, Embeddings
+from pipelines.core.embedding import Embedder, Embeddings
+from pipelines.core.embedding_name import EmbeddingName, parse
 from pipelines.core.errors import NeedsTorch, NotFound
 from pipelines.core.preprocessing import PreprocessingSpec, preprocess, spec_of
 from pipelines.core.recipe import Preprocessing
@@ -23,7 +24,7 @@ def open_embedder(text: str, storage: Storage, cache: Path, *, threads: int = 0)
     `threads` of ONNX Runtime; 0 takes every core. Raises RecipeError for another text, NeedsTorch for torchvision's
     networks, NotFound where the store has no such package.
     """
-    name = embedding.parse(text)
+    name = parse(text)
     if name.kind == "torchvision":
         raise NeedsTorch(
             f"features.embedding = {text!r} is computed by torch; 'hog-color-v1' and 'package:<digest>' are not"

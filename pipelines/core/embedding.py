@@ -1,4 +1,4 @@
-"""Image embeddings that need no downloaded weights, and the names under which embeddings are stored.
+"""Image embeddings that need no downloaded weights, and the views under which embeddings are stored.
 
 `hog-color-v1` describes where edges run and which colours lie where: 16 cells of a 32 by 32 image with 6 edge
 orientations each (after Dalal and Triggs, 2005), and 4 quarters with 6 hues, darkness and brightness each. Both parts
@@ -10,14 +10,12 @@ clothing 57% are of the same class (51% uncentred), of CIFAR-10 39% (37%).
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.core.embedding_name import parse
 from pipelines.core.errors import RecipeError
 from pipelines.core.features import HOG_COLOR
 from pipelines.core.recipe import Preprocessing
@@ -57,45 +55,16 @@ class Embedder(Protocol):
         """Unit rows for uint8 [N, height, width, 3]."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingName:
-    """A parsed `features.embedding`."""
-
-    kind: str
-    """hog-color-v1, torchvision or package."""
-    backbone: str = ""
-    path: str = ""
-    digest: str = ""
-
-
-def parse(text: str) -> EmbeddingName:
-    """The parts of `features.embedding`. Raises RecipeError for any other text."""
-    kind, _, rest = text.partition(":")
-    if text == "hog-color-v1":
-        return EmbeddingName(kind=text)
-    if kind == "torchvision" and ":" in rest:
-        backbone, _, path = rest.partition(":")
-        if backbone and path:
-            return EmbeddingName(kind=kind, backbone=backbone, path=path)
-    if kind == "package" and re.fullmatch(r"[0-9a-f]{64}", rest):
-        return EmbeddingName(kind=kind, digest=rest)
-    raise RecipeError(
-        f"features.embedding = {text!r}: expected 'hog-color-v1', 'torchvision:<backbone>:<weights file>' or "
-        "'package:<64 hex digits>'"
-    )
-
-
 def view_name(text: str) -> str:
     """The feature view of an embedding: what computed it is part of the name. At most 36 characters.
 
     Raises RecipeError for a wrong text and where the weights file cannot be read.
     """
     name = parse(text)
-    if name.kind == "torchvision":
-        path = Path(name.path).expanduser()
-        if not path.is_file():
-            raise RecipeError(f"features.embedding = {text!r}: {path} is no file")
-        with path.open("rb") as file:
+    if name.path is not None:
+        if not name.path.is_file():
+            raise RecipeError(f"features.embedding = {text!r}: {name.path} is no file")
+        with name.path.open("rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
         return "image_embedding_torchvision_" + hashlib.sha256(f"{name.backbone}:{weights}".encode()).hexdigest()[:8]
     if name.kind == "package":

@@ -22,10 +22,15 @@ def lineage_key(digest: str, name: str) -> str:
     return f"lineage/{digest}/{name}"
 
 
+def is_there(storage: Storage, digest: str) -> bool:
+    """Whether a package is stored, whole."""
+    return storage.exists(f"{package_prefix(digest)}/{MANIFEST}")
+
+
 def put(storage: Storage, package: ModelPackage) -> None:
     """Store a package; nothing happens where it is there whole."""
     prefix = package_prefix(package.digest)
-    if storage.exists(f"{prefix}/{MANIFEST}"):
+    if is_there(storage, package.digest):
         storage.refresh(f"{prefix}/{MANIFEST}")  # gc spares what is in use
         return
     for name in package.files:
@@ -36,6 +41,6 @@ def put(storage: Storage, package: ModelPackage) -> None:
 def get(storage: Storage, digest: str, cache: Path, *, verify: bool = True) -> ModelPackage:
     """A stored package on this machine. Raises NotFound, or IntegrityError where it is not what its digest says."""
     prefix = package_prefix(digest)
-    if not storage.exists(f"{prefix}/{MANIFEST}"):
+    if not is_there(storage, digest):
         raise NotFound(f"{storage.locate(prefix)}: no such model package")
     return model_package.load(storage.local(prefix, cache), verify=verify, digest=digest)

@@ -13,6 +13,7 @@ encoded:
 <split>-images-00000.bin …  the files' bytes, one after the other, at most SHARD_BYTES each unless it is one file
 <split>-spans.npy           int64 [N, 3]: shard, first byte, end
 <split>-sizes.npy           int32 [N, 2]: height and width, px, as a person would see the image
+<split>-keys.npy            bytes [N]: where each file lies in the store, or in the folder, that it was copied from
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.core import embedded
+from pipelines.core import embedded, stored_texts
 from pipelines.core.embedded import Embedded
 from pipelines.core.errors import IntegrityError, SourceError
 
@@ -118,6 +119,8 @@ class Split:
     labels: NDArray[np.int64]
     weights: NDArray[np.float32]
     ids: Sequence[str]
+    keys: Sequence[str] = ()
+    """Of encoded images: where each lies in the store, or in the folder, that it was copied from."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,21 +131,6 @@ class Split:
         if not isinstance(self.images, DecodedImages):
             raise TypeError("the split is encoded")
         return self.images
-
-
-class Ids(Sequence[str]):
-    """Image ids that stay on disk until they are asked for."""
-
-    def __init__(self, ids: NDArray[np.bytes_]) -> None:
-        self._ids = ids
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, position: Any) -> Any:
-        if isinstance(position, slice):
-            return [one.decode() for one in self._ids[position]]
-        return self._ids[position].decode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,12 +206,20 @@ class EncodedWriter:
 
 
 def write_split(
-    folder: Path, split: str, *, labels: Sequence[int], weights: Sequence[float], ids: Sequence[str]
+    folder: Path,
+    split: str,
+    *,
+    labels: Sequence[int],
+    weights: Sequence[float],
+    ids: Sequence[str],
+    keys: Sequence[str] = (),
 ) -> None:
-    """Everything of a split but its images."""
+    """Everything of a split but its images; `keys` where these are encoded."""
     np.save(folder / f"{split}-labels.npy", np.asarray(labels, np.int64))
     np.save(folder / f"{split}-weights.npy", np.asarray(weights, np.float32))
-    np.save(folder / f"{split}-ids.npy", np.array([one.encode() for one in ids], dtype=np.bytes_))
+    stored_texts.write(folder / f"{split}-ids.npy", ids)
+    if keys:
+        stored_texts.write(folder / f"{split}-keys.npy", keys)
 
 
 def write_index(
@@ -248,7 +244,7 @@ def load(folder: Path) -> PixelSet:
 
 
 def _load_split(folder: Path, split: str, num_images: int) -> Split:
-    spans, sizes_file = folder / f"{split}-spans.npy", _sizes(folder, split)
+    spans, keys, sizes_file = folder / f"{split}-spans.npy", folder / f"{split}-keys.npy", _sizes(folder, split)
     sizes = np.load(sizes_file, allow_pickle=False) if sizes_file.exists() else None
     images = (
         _load_encoded(folder, split, np.load(spans, allow_pickle=False), sizes)
@@ -259,10 +255,11 @@ def _load_split(folder: Path, split: str, num_images: int) -> Split:
         images=images,
         labels=np.load(folder / f"{split}-labels.npy", allow_pickle=False),
         weights=np.load(folder / f"{split}-weights.npy", allow_pickle=False),
-        ids=Ids(np.load(folder / f"{split}-ids.npy", mmap_mode="r" if num_images else None, allow_pickle=False)),
+        ids=stored_texts.load(folder / f"{split}-ids.npy", num_images),
+        keys=stored_texts.load(keys, num_images) if keys.exists() else (),
     )
     lengths = {len(found.images), len(found.labels), len(found.weights), len(found.ids)}
-    lengths |= {len(sizes)} if sizes is not None else set()
+    lengths |= {len(one) for one in (sizes, found.keys or None) if one is not None}
     if lengths != {num_images}:
         raise IntegrityError(f"{folder}: split {split} has {sorted(lengths)} rows where {INDEX} says {num_images}")
     return found

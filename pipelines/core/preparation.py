@@ -53,7 +53,8 @@ def write(
     image that cannot be read, with the `mend`.
     """
     for split, images in splits.items():
-        pixelset.write_split(out, split, labels=images.labels, weights=images.weights, ids=images.ids)
+        keys = images.keys if layouts[split].encoded else ()
+        pixelset.write_split(out, split, labels=images.labels, weights=images.weights, ids=images.ids, keys=keys)
         if layouts[split].encoded:
             _copy(images, open_storage(), EncodedWriter(out, split, len(images)), mend)
     decoded = {split: layout for split, layout in layouts.items() if not layout.encoded}

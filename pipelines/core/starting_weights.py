@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pipelines.core.recipe import Model
-
-TORCHVISION = "torchvision"
-"""The value of model.weights that stands for torchvision's published weights."""
+from pipelines.core.recipe import TORCHVISION, Model
 
 
 def path_of(model: Model) -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.core import model_package, package_store
 from pipelines.core import recipe as recipes
-from pipelines.core.errors import NotFound
+from pipelines.core.errors import NotFound, RecipeError
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.ports import ModelRegistry, Registration
 from pipelines.core.recipe import Recipe
@@ -128,5 +128,5 @@ def _recipe_of(package: ModelPackage, recipe: Recipe, storage: Storage) -> Recip
         return recipe
     try:
         return RunFolder(storage, RunId.parse(package.lineage.run_id)).request().recipe
-    except NotFound:
+    except (NotFound, RecipeError):
         return recipe

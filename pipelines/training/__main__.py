@@ -10,12 +10,11 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from pipelines.core import pixelset
+from pipelines.core import named_files, pixelset
 from pipelines.core import recipe as recipes
 from pipelines.core.errors import DarkroomError, UserError
 from pipelines.core.pixelset import PixelSet
@@ -42,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, world: distribution.World) -> TrainingResult:
-    recipe = recipes.override(recipes.load(options.recipe), _changes(options.set))
+    recipe = recipes.override(recipes.load(options.recipe), recipes.changes(options.set))
+    named_files.check_for_training(recipe)
     if world.leads:
         _check_writable(options.out)
     return train(
@@ -54,16 +54,6 @@ def _train(options: argparse.Namespace, world: distribution.World) -> TrainingRe
         observers=[Progress()],
         world=world,
     )
-
-
-def _changes(text: str) -> Mapping[str, Any]:
-    try:
-        changes = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--set {text}: no JSON ({error}); write it like '{{\"training.epochs\": 5}}'") from error
-    if not isinstance(changes, dict):
-        raise UserError(f"--set {text}: expected an object, like '{{\"training.epochs\": 5}}'")
-    return changes
 
 
 def _check_writable(folder: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipelines.core.embedding import CELLS, HUES, ORIENTATIONS, QUARTERS, SHAPE_SHARE, SIDE_PX, parse
+from pipelines.core.embedding import CELLS, HUES, ORIENTATIONS, QUARTERS, SHAPE_SHARE, SIDE_PX
+from pipelines.core.embedding_name import parse
 from pipelines.core.errors import UserError
 
 _HEADS = ("fc", "classifier", "heads", "head")
@@ -27,7 +28,7 @@ def build(text: str, *, weights: bool = True) -> nn.Module:
     if name.kind == "hog-color-v1":
         return HogColor().eval()
     try:
-        return TorchvisionFeatures(name.backbone, Path(name.path).expanduser() if weights else None).eval()
+        return TorchvisionFeatures(name.backbone, name.path if weights else None).eval()
     except ValueError as error:
         raise UserError(f"features.embedding = {text!r}: {error}") from error
 

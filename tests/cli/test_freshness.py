@@ -56,6 +56,15 @@ def _past(settings: Settings) -> PastRun:
     return found
 
 
+def test_a_run_of_a_recipe_that_is_refused_by_now_hides_no_other(home_settings: Settings) -> None:
+    _run(home_settings)
+    _run(home_settings, replace(RUN, run_id="manual__2025-01-01T00:00:00+00:00"))
+    storage = storage_of(home_settings)
+    key = next(one.key for one in storage.list("runs/demo/manual__2025") if one.key.endswith("run.json"))
+    storage.write(key, storage.read(key).replace(b"0 3 * * 0", b"0 3 31 2 *"))
+    assert _past(home_settings).run == RUN
+
+
 def test_a_finished_run_stands_while_nothing_changes(home_settings: Settings) -> None:
     _run(home_settings)
     assert first_stale_step(home_settings, CHAIN, _past(home_settings), REQUEST, world=True) is None

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from feature_house import House
 from small_datasets import COLOURS, class_folders, picture
+from torch import nn
 
 from pipelines.cli.execute import execute
 from pipelines.cli.wiring import STEPS
@@ -94,6 +97,27 @@ def test_from_scratch_and_then_finetuned_from_what_came_out(chain: _Chain) -> No
     recipe = chain.recipe(model={"embedding_dim": 16, "weights": weights}, training={"mode": "finetune", "epochs": 1})
     finetuned = chain.run(recipe)
     assert _answers(finetuned["evaluate"] / "package") == list(COLOURS)
+
+
+def test_finetuned_from_a_state_dict_as_torchvision_publishes_them(chain: _Chain, tmp_path: Path) -> None:
+    """With weights that chance drew, which teach nothing: what comes out is theirs, and a package that is proved."""
+    torch.manual_seed(0)
+    start = torchvision.models.mobilenet_v2().state_dict()
+    path = tmp_path / "mobilenet_v2-0123abcd.pth"
+    torch.save(start, path)
+    recipe = chain.recipe(
+        model={"backbone": "mobilenet_v2", "weights": str(path), "embedding_dim": 0},
+        training={"mode": "finetune", "epochs": 1},
+        preprocessing={"height": 32, "width": 32},
+    )
+    found = chain.run(recipe)
+    learned = torch.load(found["train"] / "weights.pt", weights_only=True)["body.layers.features.0.0.weight"]
+    # The first block's rate is a hundredth of the head's: it is still the file's, and not what chance would draw.
+    kept = nn.functional.cosine_similarity(learned.flatten(), start["features.0.0.weight"].flatten(), dim=0)
+    assert kept > 0.99
+    package = model_package.load(found["evaluate"] / "package")
+    assert package.description.embedding_dim == 1280
+    prove(Classifier(package, provider="cpu"))
 
 
 def test_a_head_on_stored_embeddings(chain: _Chain) -> None:

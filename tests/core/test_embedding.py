@@ -10,7 +10,7 @@ import pytest
 from example_packages import SIDE, write_package
 from small_datasets import COLOURS, picture
 
-from pipelines.core.embedding import HogColorV1, parse, view_name
+from pipelines.core.embedding import HogColorV1, view_name
 from pipelines.core.errors import RecipeError
 from pipelines.core.package_embedding import PackageEmbedder
 
@@ -54,12 +54,6 @@ def test_a_darker_copy_is_nearer_than_another_picture_and_its_colour_matters() -
 def test_pixels_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match="expected uint8"):
         HogColorV1().embed(np.zeros((1, 16, 16, 3), np.uint8))
-
-
-@pytest.mark.parametrize("text", ["", "hog", "torchvision:resnet18", "package:12ab", "hog-color-v1:x"])
-def test_a_wrong_name_says_what_is_allowed(text: str) -> None:
-    with pytest.raises(RecipeError, match=r"features\.embedding.*hog-color-v1.*torchvision:.*package:"):
-        parse(text)
 
 
 def test_a_view_is_named_by_what_computes_it(tmp_path: Path) -> None:

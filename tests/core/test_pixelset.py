@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.core import pixelset
+from pipelines.core import pixelset, stored_texts
 from pipelines.core.errors import IntegrityError, SourceError
 from pipelines.core.pixelset import DecodedImages, EncodedWriter, PixelFiles, Pixels, Split
 
@@ -19,9 +20,9 @@ def _pixels() -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, *SHAPE, 3)).astype(np.uint8)
 
 
-def _finish(folder: Path) -> Split:
+def _finish(folder: Path, keys: Sequence[str] = ()) -> Split:
     ids = [f"image-{row}" for row in range(NUM_IMAGES)]
-    pixelset.write_split(folder, "train", labels=range(NUM_IMAGES), weights=[1.0] * NUM_IMAGES, ids=ids)
+    pixelset.write_split(folder, "train", labels=range(NUM_IMAGES), weights=[1.0] * NUM_IMAGES, ids=ids, keys=keys)
     pixelset.write_index(folder, class_names=["a", "b"], preprocessing={}, splits={"train": NUM_IMAGES})
     return pixelset.load(folder).splits["train"]
 
@@ -39,7 +40,7 @@ def _write_encoded(folder: Path) -> Split:
     for row in range(NUM_IMAGES):
         writer.append(bytes([row]) * (row + 1), 100 + row, 200 + row)
     writer.close()
-    return _finish(folder)
+    return _finish(folder, [f"folder/{'ä' * row}.png" for row in range(NUM_IMAGES)])
 
 
 @pytest.fixture
@@ -92,6 +93,9 @@ def test_encoded_files_are_found_in_their_shards(tmp_path: Path, monkeypatch: py
     ]
     assert split.images.sizes[3].tolist() == [103, 203]
     assert split.ids[2:4] == ["image-2", "image-3"]
+    assert split.keys[2] == "folder/ää.png"
+    (tmp_path / "train-keys.npy").unlink()  # as in older ones
+    assert not pixelset.load(tmp_path).splits["train"].keys
     with pytest.raises(TypeError, match="encoded"):
         _ = split.pixels
 
@@ -116,6 +120,13 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
         pixelset.load(tmp_path)
     with pytest.raises(SourceError, match=r"pixelset\.json"):
         pixelset.load(tmp_path / "nowhere")
+
+
+def test_keys_of_other_images_are_refused(tmp_path: Path) -> None:
+    _write_encoded(tmp_path)
+    stored_texts.write(tmp_path / "train-keys.npy", ["one.png"])
+    with pytest.raises(IntegrityError, match=r"train has \[1, 10\] rows"):
+        pixelset.load(tmp_path)
 
 
 def test_cut_off_encoded_files_are_refused(tmp_path: Path) -> None:

@@ -64,6 +64,29 @@ def test_a_recipe_without_a_source_is_a_template(tmp_path: Path) -> None:
             {"name": "x1", "training": {"mode": "head"}, "evaluation": {"tta": "mirror"}},
             ["evaluation.tta = 'mirror'", "training.mode = 'head'"],
         ),
+        (
+            {"name": "x1", "model": {"weights": "torchvision", "backbone": "small"}},
+            ["model.weights = 'torchvision'", "model.backbone = 'small'", "resnet18", "state-dict file"],
+        ),
+        ({"name": "x1", "model": {"weights": "torchvision", "backbone": "airbench"}}, ["'airbench'", "convnext_tiny"]),
+        ({"name": "x1", "features": {"embedding": "hog"}}, ["features.embedding = 'hog'", "hog-color-v1", "package:"]),
+        (
+            {"name": "x1", "features": {"embedding": "torchvision:vgg:w.pth"}},
+            ["features.embedding = 'torchvision:vgg:w.pth'", "vgg16"],
+        ),
+        ({"name": "x1", "features": {"where": ["a > 1"]}}, ["features.where", "'a'", "sharpness"]),
+        ({"name": "x1", "features": {"where": ["sharpness"]}}, ["features.where = 'sharpness'", "sharpness > 0.01"]),
+        ({"name": "x1", "features": {"weight_by": "beauty"}}, ["features.weight_by", "'beauty'", "contrast"]),
+        *(
+            ({"name": "x1", "source": {"timezone": zone}}, [f"source.timezone = {zone!r}", "Europe/Berlin"])
+            for zone in ("Mars/Olympus", "", "Europe", "../UTC", "zone.tab", "x" * 300)
+        ),
+        ({"name": "x1", "schedule": {"ingest_cron": "daily"}}, ["schedule.ingest_cron = 'daily'", "five fields"]),
+        ({"name": "x1", "schedule": {"train_cron": "0 24 * * *"}}, ["schedule.train_cron", "'24' as hour", "0 to 23"]),
+        *(
+            ({"name": "x1", "schedule": {"start_date": day}}, [f"schedule.start_date = {day!r}", "YYYY-MM-DD"])
+            for day in ("2024-02-30", "20240101", "2024-W01-1", "yesterday", "")
+        ),
         ({"name": "x1", "split": {"val_share": 0.5, "test_share": 0.5}}, ["split.val_share", "leave"]),
     ],
 )
@@ -109,10 +132,15 @@ def test_overrides_are_checked_like_the_file() -> None:
     assert changed.digest != recipe.digest
     with pytest.raises(RecipeError, match="nothing"):
         recipes.override(recipe, {"nothing.epochs": 3})
+    with pytest.raises(RecipeError, match=r"features\.where"):
+        recipes.override(recipe, {"features.where": ["a > 1"]})
+    published = recipes.override(recipe, {"model.backbone": "resnet18", "model.weights": "torchvision"})
+    with pytest.raises(RecipeError, match=r"model\.weights = 'torchvision'"):  # as the trigger form would change it
+        recipes.override(published, {"model.backbone": "small"})
 
 
 def test_round_trip_and_digest_do_not_depend_on_order() -> None:
-    recipe = recipes.from_dict({"name": "x1", "features": {"where": ["a > 1"]}})
+    recipe = recipes.from_dict({"name": "x1", "features": {"where": ["size_px > 1"]}})
     assert recipes.from_dict(recipes.to_dict(recipe)) == recipe
     again = recipes.from_dict(dict(reversed(recipes.to_dict(recipe).items())))
     assert again.digest == recipe.digest

@@ -61,11 +61,12 @@ def _load(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What Airflow's DagBag makes of our files, with two recipes of a user, one of them broken."""
+    """What Airflow's DagBag makes of our files, with three recipes of a user, two of them broken."""
     home = tmp_path_factory.mktemp("home")
     (home / "recipes").mkdir()
     (home / "recipes" / "street-signs.toml").write_text('[source]\nuri = "/nowhere"\n[schedule]\ncool_down_s = 60\n')
     (home / "recipes" / "broken.toml").write_text("[training]\nepoch = 3\n")
+    (home / "recipes" / "never.toml").write_text('[source]\nuri = "/nowhere"\n[schedule]\ntrain_cron = "0 0 30 2 *"\n')
     return _load(home)
 
 
@@ -74,6 +75,7 @@ def test_a_broken_recipe_is_named_and_takes_nothing_down(loaded: dict[str, Any])
     (text,) = loaded["errors"].values()
     assert "broken.toml" in text
     assert "training.epoch: unknown key" in text
+    assert "never.toml: schedule.train_cron = '0 0 30 2 *'" in text
     assert set(loaded["dags"]) == {
         "ingest_images",
         "train_classifier",

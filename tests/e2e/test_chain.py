@@ -112,6 +112,31 @@ def test_a_head_on_stored_embeddings_is_a_recipe_away_and_serves_beside_it(
     assert '"model_name":"digits-head"' in answer.stdout.replace(" ", "")
 
 
+def test_a_network_finetuned_from_the_weights_of_another_is_served_too(
+    undisturbed: tuple[LivePlatform, dict[str, Any]],
+) -> None:
+    platform, _ = undisturbed
+    runs = platform.references("train_classifier").values()
+    key = next(one.key for references in runs for one in references if one.step == "train")
+    weights = platform.home / "store" / "results" / "train" / key / "weights.pt"
+    recipes = platform.home / "recipes"
+    recipes.mkdir(exist_ok=True)
+    (recipes / "digits-tuned.toml").write_text(
+        f"""
+        source.uri = "data/digits/dt=2024-01-02"
+        model.weights = "{weights}"
+        training = {{ mode = "finetune", epochs = 3, threads = 1 }}
+        augmentation.flip = "none"
+        """
+    )
+    summary = platform.json("run", "--name", "digits-tuned", "--direct")
+    assert summary["accuracy_low"] > 0.8
+    assert summary["held_out_correct"] >= 8
+    answer = subprocess.run(["bash", "-c", summary["curl"]], capture_output=True, text=True, check=True)
+    assert '"model_name":"digits-tuned"' in answer.stdout.replace(" ", "")
+    assert any(one["name"] == "digits-tuned" and "champion" in one["aliases"] for one in platform.json("models"))
+
+
 def test_every_prediction_leads_to_the_files_that_taught_it(
     undisturbed: tuple[LivePlatform, dict[str, Any]],
 ) -> None:

@@ -58,7 +58,7 @@ def write_pixel_set(folder: Path, recipe: Recipe, photographs: list[bytes]) -> P
     """A folder named by the strategy: all of them as training images, each with its row as its label."""
     storage = LocalStorage(folder / "files")
     for number, data in enumerate(photographs):
-        storage.write(f"{number:04d}", data)
+        storage.write(_key(number), data)
     out = folder / recipe.loading.strategy
     out.mkdir()
     splits = {"train": _images(range(len(photographs))), "val": _images(range(0))}
@@ -71,5 +71,13 @@ def write_pixel_set(folder: Path, recipe: Recipe, photographs: list[bytes]) -> P
 
 
 def _images(numbers: range) -> Images:
-    names = [f"{number:04d}" for number in numbers]
-    return Images(keys=names, ids=names, labels=list(numbers), weights=[1.0] * len(names))
+    return Images(
+        keys=[_key(number) for number in numbers],
+        ids=[f"{number:04d}" for number in numbers],
+        labels=list(numbers),
+        weights=[1.0] * len(numbers),
+    )
+
+
+def _key(number: int) -> str:
+    return f"blobs/{number:04d}"

@@ -136,3 +136,28 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"model\.weights = .*not a readable state dict"):
         networks.build(Model(backbone="resnet18", weights=str(path)), 3)
+
+
+class _Mine:
+    """What a pickle may do to whoever reads it."""
+
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.trap,)
+
+
+@pytest.mark.parametrize("where", ["file", "torchvision"])
+def test_code_in_a_weights_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Not in torchvision's cache either, whose files are taken for what their names say."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    import torchvision
+
+    url = torchvision.models.get_model_weights("resnet18").DEFAULT.url
+    path = tmp_path / "checkpoints" / Path(url).name
+    path.parent.mkdir()
+    torch.save(_Mine(tmp_path / "trap"), path)
+    with pytest.raises(UserError, match=r"model\.weights = "):
+        networks.build(Model(backbone="resnet18", weights=str(path) if where == "file" else "torchvision"), 3)
+    assert not (tmp_path / "trap").exists()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import date
 
 from pipelines.adapters.orchestrator import Orchestrator
+from pipelines.cli import preflight
 from pipelines.cli.chain import probe, summary
 from pipelines.cli.chain.base import Chain
 from pipelines.cli.chain.data_recipe import ensure_recipe
@@ -44,8 +45,11 @@ def recipe_for(settings: Settings, data: str | None, name: str | None) -> Recipe
 
 
 def run_chain(settings: Settings, recipe: Recipe, *, direct: bool) -> tuple[Outcome, Mapping[str, str]]:
-    """Everything that is left to do, and the summary of how it stands. Raises what a step failed with."""
+    """Everything that is left to do, and the summary of how it stands. Raises what a step failed with, and RecipeError
+    before the first where the recipe names what is not there.
+    """
     began = time.monotonic()
+    preflight.check(storage_of(settings), recipe, ingest=True, training=True)
     reporter = Reporter(storage_of(settings), ResultStore(storage_of(settings), settings.home / "cache"))
     intervals = known_intervals(settings, recipe)
     start_platform(settings, reporter, direct=direct)
@@ -70,6 +74,7 @@ def known_intervals(settings: Settings, recipe: Recipe) -> list[str]:
 
 def run_backfill(settings: Settings, recipe: Recipe, first: date, last: date) -> list[date]:
     """Past days through Airflow; returns the days that ran."""
+    preflight.check(storage_of(settings), recipe, ingest=True, training=False)
     reporter = Reporter(storage_of(settings), ResultStore(storage_of(settings), settings.home / "cache"))
     start_platform(settings, reporter, direct=False)
     chain = AirflowChain(settings, recipe, reporter, orchestrator(settings))

@@ -8,6 +8,7 @@ the field of Airflow's trigger form.
 from pipelines.core.recipe.files import find, get, load, registered, template
 from pipelines.core.recipe.recipe import NAME_PATTERN, Recipe, digest_of
 from pipelines.core.recipe.sections import (
+    TORCHVISION,
     Augmentation,
     Evaluation,
     Export,
@@ -23,10 +24,11 @@ from pipelines.core.recipe.sections import (
     Training,
     Validation,
 )
-from pipelines.core.recipe.tables import form_fields, from_dict, override, to_dict
+from pipelines.core.recipe.tables import changes, form_fields, from_dict, override, to_dict
 
 __all__ = [
     "NAME_PATTERN",
+    "TORCHVISION",
     "Augmentation",
     "Evaluation",
     "Export",
@@ -42,6 +44,7 @@ __all__ = [
     "Split",
     "Training",
     "Validation",
+    "changes",
     "digest_of",
     "find",
     "form_fields",

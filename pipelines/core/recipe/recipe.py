@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.core.errors import RecipeError
+from pipelines.core.recipe import texts
 from pipelines.core.recipe.sections import (
+    BACKBONES,
+    OWN_BACKBONES,
+    TORCHVISION,
     Augmentation,
     Evaluation,
     Export,
@@ -57,7 +61,9 @@ class Recipe:
             )
         if self.split.val_share + self.split.test_share >= 0.9:
             raise RecipeError("split.val_share + split.test_share: must leave at least a tenth for training")
+        texts.check(self.source, self.features, self.schedule)
         _check_training(self)
+        _check_weights(self.model)
 
     @property
     def digest(self) -> str:
@@ -96,6 +102,15 @@ def _check_training(recipe: Recipe) -> None:
         _check_sides(recipe)
     if 0 < model.embedding_dim < 8:
         raise RecipeError(f"model.embedding_dim = {model.embedding_dim}: must be 0 or at least 8")
+
+
+def _check_weights(model: Model) -> None:
+    if model.weights == TORCHVISION and model.backbone in OWN_BACKBONES:
+        theirs = [name for name in BACKBONES if name not in OWN_BACKBONES]
+        raise RecipeError(
+            f"model.weights = {TORCHVISION!r}: torchvision has published none for model.backbone = {model.backbone!r}; "
+            f"take a backbone of {', '.join(theirs)}, or name a state-dict file"
+        )
 
 
 _LEAST_SIDES_PX = {"airbench": 16, "convnext_tiny": 32}

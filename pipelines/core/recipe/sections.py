@@ -6,6 +6,19 @@ from dataclasses import dataclass
 
 from pipelines.core.recipe.options import option
 
+OWN_BACKBONES = ("small", "airbench")
+BACKBONES = (
+    *OWN_BACKBONES,
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "convnext_tiny",
+)
+TORCHVISION = "torchvision"
+"""The value of model.weights that stands for torchvision's published weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -78,16 +91,7 @@ class Model:
     backbone: str = option(
         "small",
         "Network: 'small' and 'airbench' (wider) are for images up to 64 px, the others are torchvision's.",
-        choices=(
-            "small",
-            "airbench",
-            "resnet18",
-            "resnet50",
-            "mobilenet_v2",
-            "mobilenet_v3_large",
-            "efficientnet_b0",
-            "convnext_tiny",
-        ),
+        choices=BACKBONES,
         form=True,
     )
     weights: str = option(
@@ -117,7 +121,7 @@ class Training:
     micro_batch: int = option(
         0,
         "Images a forward pass, gradients being accumulated over a batch; 0 takes the whole batch at once. Halved "
-        "where the GPU's memory does not suffice.",
+        "where the GPU's memory does not suffice; with several processes before a step, and never in one.",
         minimum=0,
         maximum=65_536,
     )
@@ -206,16 +210,11 @@ class Augmentation:
     )
     erasing: float = option(0.0, "Share of images that lose a random rectangle.", minimum=0, maximum=1)
     mixup: float = option(
-        0.0,
-        "Alpha of mixup (images blended in pairs, partners being in the same process's part of the batch); 0 mixes "
-        "none.",
-        minimum=0,
-        maximum=10,
+        0.0, "Alpha of mixup (the images of a batch blended in pairs); 0 mixes none.", minimum=0, maximum=10
     )
     cutmix: float = option(
         0.0,
-        "Alpha of cutmix (a rectangle of another image, of the same process's part); 0 mixes none. With mixup, each "
-        "takes half the batches.",
+        "Alpha of cutmix (pairs exchange a rectangle); 0 mixes none. With mixup, each takes half the batches.",
         minimum=0,
         maximum=10,
     )

@@ -21,6 +21,18 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(recipe))))
 
 
+def changes(text: str) -> dict[str, Any]:
+    """Dotted keys and their values, as `--set` gives them in JSON. Raises RecipeError."""
+    example = "'{\"training.epochs\": 5}'"
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"--set {text}: no JSON ({error}); write it like {example}") from error
+    if not isinstance(found, dict):
+        raise RecipeError(f"--set {text}: expected an object, like {example}")
+    return found
+
+
 def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with dotted keys replaced, e.g. {'training.epochs': 5}. Raises RecipeError."""
     table = to_dict(recipe)

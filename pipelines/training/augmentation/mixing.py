@@ -15,11 +15,17 @@ _STEPS = 128
 """Mixup's share comes in 128ths: a difference of two uint8 times 128 still fits int16, which halves the traffic."""
 
 
+def mixes(augmentation: Augmentation) -> bool:
+    """Whether images find partners at all."""
+    return augmentation.mixup > 0 or augmentation.cutmix > 0
+
+
 def mix(batch: Batch, augmentation: Augmentation, generator: torch.Generator) -> Batch:
-    """The batch with every image mixed with another one of it; itself where neither mixup nor cutmix is on.
+    """The batch with every image mixed with its neighbour; itself where neither mixup nor cutmix is on.
 
     With both on, a coin chooses for the batch. One share holds for all its images. `generator` (CPU) is that of this
-    step and of this process, whose images find their partners among themselves.
+    step, the same in every process. Neighbours are a pair of strangers, for a batch is shuffled, and processes that are
+    cut between pairs (`order.part_of_pairs`) mix what one process would. timm pairs within the batch, too.
 
     The loss of an image is to be (1 - other_share) * its class's loss + other_share * that of other_labels, all times
     weights. Weights and shares are set such that each class's loss has the weight of the image it came from.
@@ -28,7 +34,7 @@ def mix(batch: Batch, augmentation: Augmentation, generator: torch.Generator) ->
     if not alpha or len(batch) < 2:
         return batch
     share = _beta(alpha[1], generator)
-    partners = torch.randperm(len(batch), generator=generator).to(batch.pixels.device, non_blocking=True)
+    partners = _partners(len(batch)).to(batch.pixels.device, non_blocking=True)
     if alpha[0] == "mixup":
         pixels, share = blended(batch.pixels, batch.pixels[partners], share)
     else:
@@ -43,6 +49,14 @@ def mix(batch: Batch, augmentation: Augmentation, generator: torch.Generator) ->
         other_labels=batch.labels[partners],
         other_share=other / weights.clamp(min=torch.finfo(weights.dtype).tiny),
     )
+
+
+def _partners(num_images: int) -> Tensor:
+    """int64 [N]: the other one of each pair; the last three form a ring where one would be left over."""
+    partners = torch.arange(num_images) ^ 1
+    if num_images % 2:
+        partners[-3:] = torch.tensor([num_images - 2, num_images - 1, num_images - 3])
+    return partners
 
 
 def _alpha(augmentation: Augmentation, generator: torch.Generator) -> tuple[str, float] | None:

@@ -64,8 +64,9 @@ class Stepper:
         if not self.replica.is_compiled:  # what no longer asks for gradients would be compiled anew; its rate is zero
             self.network.set_progress(number / self.num_steps)
         self.optimizers.set_progress(number, self.num_steps)
-        self._agree_on_micro_batch(batch)
         self.replica.prepare()
+        self._agree_on_micro_batch(batch)
+        self.replica.prepare()  # anew where that took another graph
         loss = self._gradients(batch, number)
         self._update_weights()
         return loss
@@ -81,7 +82,11 @@ class Stepper:
             if loss is not None:
                 return loss
             if self.replica.world.size > 1:  # the others wait for this process's statistics and gradients
-                raise PlatformError(f"out of memory in a step: set training.micro_batch below {self.micro_batch}")
+                raise PlatformError(
+                    f"out of memory in a step with {self.micro_batch} images at once, where {self.replica.world.size} "
+                    f"processes cannot go on without each other: set training.micro_batch = {self._half()} and start "
+                    "the training anew"
+                )
             self.statistics.restore()
             self._halve()
 
@@ -109,14 +114,18 @@ class Stepper:
         if self.average:
             self.average.update()
 
-    def _halve(self) -> None:
-        """Raises PlatformError where there is nothing to halve."""
+    def _half(self) -> int:
+        """The next smaller micro-batch. Raises PlatformError where there is none."""
         if self.micro_batch <= _SMALLEST:
             raise PlatformError(
                 f"out of memory with {self.micro_batch} images at once: take a smaller model.backbone or a smaller "
                 "preprocessing.height and width"
             )
-        self.micro_batch = max(_SMALLEST, self.micro_batch // 2)
+        return max(_SMALLEST, self.micro_batch // 2)
+
+    def _halve(self) -> None:
+        """Raises PlatformError where there is nothing to halve."""
+        self.micro_batch = self._half()
         self.replica.expect_any_size()
         if self.replica.world.leads:
             log.warning(
@@ -144,12 +153,18 @@ class Stepper:
                 self._halve()
 
     def _try(self, part: Batch) -> Tensor:
+        """Forth and back, with all the memory taken that a step would find taken.
+
+        Gradients and the exchange's buffers are there; of the optimizers' state room is held for what they lack.
+        """
+        held = torch.empty(self.optimizers.missing_bytes, dtype=torch.uint8, device=self.compute.device)
         # A batch norm that waits for no other process fails on one image.
         pixels = part.pixels if len(part) >= _SMALLEST else part.pixels.expand(_SMALLEST, *part.pixels.shape[1:])
         with self.compute.autocast():
             logits, _ = self.replica.alone(pixels)
         loss = loss_sum(logits[: len(part)], part, self.training.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
+        del held
         return loss.detach()
 
 

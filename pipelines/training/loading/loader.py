@@ -22,7 +22,7 @@ from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe
 from pipelines.training.augmentation.draws import Draws, draw
 from pipelines.training.augmentation.geometry import size_at
-from pipelines.training.augmentation.mixing import mix
+from pipelines.training.augmentation.mixing import mix, mixes
 from pipelines.training.batch import Batch
 from pipelines.training.loading import order
 from pipelines.training.loading.sources import Mapped, Resident, Source, Stream
@@ -57,10 +57,9 @@ class Loader:
     """Batches of a training split: every image once an epoch, the same ones after every restart.
 
     Which images a batch holds, and how each is cut, shifted, mirrored and erased, is a function of recipe, split, epoch
-    and step; processes and strategy decide where and how it is fetched. Two exceptions: streaming has an order of its
-    own, in blocks, and mixup and cutmix find partners within a process's part, so that what is mixed with what depends
-    on the number of processes. So does what takes the place of an image that does not decode. Threads live from
-    construction to `close`.
+    and step, and so is what mixup and cutmix mix it with; processes and strategy decide where and how it is fetched.
+    Two exceptions: streaming has an order of its own, in blocks, and what takes the place of an image that does not
+    decode depends on the number of processes. Threads live from construction to `close`.
     """
 
     def __init__(
@@ -77,9 +76,10 @@ class Loader:
         self.failures: list[str] = []
         self.steps_per_epoch = order.num_batches(len(split), recipe.training.batch_size)
         self.strategy = choose(split.images, recipe.loading.strategy, device)
-        if len(split) // self.steps_per_epoch < world_size:
+        least, unit = (2, "pairs of images to mix") if mixes(recipe.augmentation) else (1, "images")
+        if len(split) // self.steps_per_epoch < least * world_size:
             raise UserError(
-                f"training.batch_size = {recipe.training.batch_size}: leaves steps with fewer images than there are "
+                f"training.batch_size = {recipe.training.batch_size}: leaves steps with fewer {unit} than there are "
                 f"processes ({world_size})"
             )
         self._split = split
@@ -141,7 +141,8 @@ class Loader:
         random = generator(training.seed, "draws", epoch, step)
         draws = draw(torch.from_numpy(rows), self._sizes(rows), epoch, augmentation, spec, random, training.seed)
         height, width = size_at(epoch, training.epochs, spec.height, spec.width, augmentation)
-        mine = order.part(len(rows), self._world_size, self._rank)
+        cut = order.part_of_pairs if mixes(augmentation) else order.part
+        mine = cut(len(rows), self._world_size, self._rank)
         stop, num_mine = place.stop, mine.stop - mine.start
         return Plan(
             epoch=epoch,
@@ -189,8 +190,9 @@ class Loader:
         if row in self._failed_rows:
             return
         self._failed_rows.add(row)
-        self.failures.append(f"{self._split.ids[row]}: {reason}")
-        log.warning("image %s does not decode and is replaced by another: %s", self._split.ids[row], reason)
+        name = (self._split.keys or self._split.ids)[row]
+        self.failures.append(f"{name}: {reason}")
+        log.warning("image %s does not decode and is replaced by another: %s", name, reason)
 
 
 def _num_workers(device: torch.device, world_size: int) -> int:

@@ -26,6 +26,13 @@ def part(length: int, num_parts: int, index: int) -> slice:
     return slice(start, start + size + (index < longer))
 
 
+def part_of_pairs(length: int, num_parts: int, index: int) -> slice:
+    """The same with no pair of neighbours cut in two, beginning with the first; of an odd length the last are three."""
+    num_pairs = length // 2
+    pairs = part(num_pairs, num_parts, index)
+    return slice(2 * pairs.start, 2 * pairs.stop if pairs.stop < num_pairs else length)
+
+
 def shuffled(num_images: int, seed: int, epoch: int) -> Rows:
     """Every row once, int64 [N]."""
     order: Rows = torch.randperm(num_images, generator=generator(seed, "order", epoch)).numpy()

@@ -45,7 +45,8 @@ def _published(backbone: str) -> Mapping[str, Tensor]:
 
     try:
         weights = torchvision.models.get_model_weights(backbone).DEFAULT
-        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+        # check_hash looks at what is downloaded only, not at a file that lies in the cache.
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:
         raise UserError(
             f"model.weights = 'torchvision': cannot get the weights of {backbone} ({error}); download them where there "

@@ -27,6 +27,9 @@ _SUMMED_MOMENTUM = 0.85
 _SUMMED_DECAY = 2e-6
 """Shrinkage of biases and classifier a step and an image, at full rate; with the momentum it is airbench's."""
 
+_STATE_TENSORS: Mapping[type, int] = {torch.optim.AdamW: 2, Muon: 1}
+"""Of a parameter's size, made in the first step; SGD's are there before."""
+
 _Group = dict[str, Any]
 
 
@@ -78,6 +81,17 @@ class Optimizers:
     def zero_grad(self) -> None:
         for member in self.members:
             member.zero_grad(set_to_none=True)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Of the state that the next step makes: all of it before the first, none afterwards."""
+        return sum(
+            _STATE_TENSORS.get(type(member), 0) * one.numel() * one.element_size()
+            for member in self.members
+            for group in member.param_groups
+            for one in group["params"]
+            if not (member.state.get(one))
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and containers of these: torch.load reads it with weights_only=True."""

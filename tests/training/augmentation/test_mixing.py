@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 import torch
 
 from pipelines.core.recipe import Augmentation
 from pipelines.training.augmentation.mixing import blended, mix, pasted
 from pipelines.training.batch import Batch
+from pipelines.training.loading import order
 from pipelines.training.randomness import generator
 
 
@@ -16,6 +20,11 @@ def _batch(num_images: int = 8, side: int = 8) -> Batch:
     pixels = (numbers * 16).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, side, side, 3).contiguous()
     weights = torch.linspace(0.5, 1.5, num_images)
     return Batch(pixels=pixels, labels=numbers, weights=weights, num_global=num_images)
+
+
+def _part(batch: Batch, place: slice) -> Batch:
+    fields = {name: getattr(batch, name)[place] for name in ("pixels", "labels", "weights")}
+    return dataclasses.replace(batch, **fields)
 
 
 def test_without_mixing_the_batch_is_itself() -> None:
@@ -47,6 +56,30 @@ def test_mixup_blends_pixels_and_classes_by_the_same_share() -> None:
     assert torch.equal(mixed.labels, batch.labels)
     assert mixed.other_labels.sort().values.tolist() == batch.labels.tolist()
     assert torch.equal(batch.pixels, _batch().pixels)
+
+
+@pytest.mark.parametrize("num_images", [2, 3, 8, 9])
+def test_everyone_is_mixed_with_another_and_nobody_twice(num_images: int) -> None:
+    mixed = mix(_batch(num_images), Augmentation(mixup=1.0), generator(3))
+    assert mixed.other_labels is not None
+    assert (mixed.other_labels != mixed.labels).all()
+    assert mixed.other_labels.sort().values.tolist() == list(range(num_images))
+
+
+def test_one_image_alone_stays_as_it_is() -> None:
+    batch = _batch(1)
+    assert mix(batch, Augmentation(mixup=1.0), generator(3)) is batch
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(mixup=1.0), Augmentation(cutmix=1.0)])
+@pytest.mark.parametrize(("num_images", "num_processes"), [(16, 2), (14, 4), (15, 4), (7, 3)])
+def test_processes_mix_what_one_would(augmentation: Augmentation, num_images: int, num_processes: int) -> None:
+    whole = _batch(num_images)
+    alone = mix(whole, augmentation, generator(3))
+    places = [order.part_of_pairs(num_images, num_processes, index) for index in range(num_processes)]
+    parts = [mix(_part(whole, place), augmentation, generator(3)) for place in places]
+    for field in ("pixels", "labels", "weights", "other_labels", "other_share"):
+        assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(alone, field)), field
 
 
 def test_each_class_weighs_as_much_as_its_image() -> None:

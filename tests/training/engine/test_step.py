@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 
@@ -170,6 +171,56 @@ def test_one_image_is_enough_to_try_whether_memory_suffices() -> None:
     part = next(iter(split(_batch(3), 3)))
     assert len(part) == 1
     _stepper(network, asked, 2)._try(part)
+
+
+class _Weighing(nn.Module):
+    """Bytes of all tensors that are alive when the network is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def forward(self, features: Tensor) -> Tensor:
+        gc.collect()
+        storages = {}
+        for one in gc.get_objects():
+            if type(one) in (Tensor, nn.Parameter):
+                storages[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+        self.found.append(sum(storages.values()))
+        return features
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_the_try_before_the_first_step_holds_what_later_steps_hold(optimizer: str) -> None:
+    """Else the first steps would run out of memory that the try had found to be enough."""
+    asked = recipe(model={"embedding_dim": 512}, training={"optimizer": optimizer})
+    weighing = _Weighing()
+    network = _with_narrow(networks.build(asked.model, 3).train(), weighing)  # type: ignore[arg-type]
+    stepper = _stepper(network, asked, 8)
+    stepper._try(_batch(8))
+    stepper.optimizers.zero_grad()
+    for number in range(2):
+        stepper.step(_batch(8), number)
+    tried, first, second = weighing.found
+    scalars = 1_000  # bytes of counters and losses
+    assert tried >= second - scalars
+    assert (second > first + scalars) is (optimizer != "sgd"), "whose state is there from the start"
+    stepper.optimizers.zero_grad()
+    stepper._try(_batch(8))
+    assert weighing.found[-1] <= second + scalars, "held twice"
+
+
+def test_of_several_processes_none_goes_on_alone_and_the_key_to_set_is_said() -> None:
+    asked = recipe(training={"micro_batch": 8})
+    for micro_batch, words in (
+        (8, r"8 images at once, .* set training\.micro_batch = 4 "),
+        (2, "smaller model.backbone"),
+    ):
+        narrow = _Narrow(0, torch.OutOfMemoryError("CUDA out of memory"))
+        stepper = _stepper(_with_narrow(networks.build(asked.model, 3).train(), narrow), asked, micro_batch)
+        stepper.replica.world = World(rank=1, size=2)
+        with pytest.raises(PlatformError, match=words):
+            stepper._gradients(_batch(8), 0)
 
 
 def test_a_compiled_network_keeps_its_graph_when_a_parameters_time_is_over() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pipelines.core.errors import RecipeError, UserError
-from pipelines.core.pixelset import EncodedImages, Split
+from pipelines.core.pixelset import EncodedImages, Rows, Split
 from pipelines.core.recipe import Recipe, from_dict, override
 from pipelines.training.augmentation.geometry import size_at
 from pipelines.training.batch import Batch
@@ -117,13 +117,14 @@ def test_streamed_pixels_show_the_same_parts_of_the_same_images(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_processes_share_the_batches_of_one(splits: dict[str, Split], strategy: str) -> None:
-    recipe = _asking(strategy)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_processes_share_the_batches_of_one(splits: dict[str, Split], strategy: str, mixed: bool) -> None:
+    recipe = _asking(strategy, **({"augmentation.mixup": 0.2, "augmentation.cutmix": 1.0} if mixed else {}))
     alone = _batches(splits[strategy], recipe)
     shares = [_batches(splits[strategy], recipe, rank=rank, world_size=3) for rank in range(3)]
     for step, batch in enumerate(alone):
         parts = [share[step] for share in shares]
-        assert [len(part) for part in parts] == [5, 5, 4]
+        assert [len(part) for part in parts] == ([6, 4, 4] if mixed else [5, 5, 4])
         assert {part.num_global for part in parts} == {14}
         assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
         assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
@@ -188,9 +189,10 @@ def test_an_image_that_does_not_decode_is_replaced_told_once_and_ends_nothing(
     split = photographs.write_pixel_set(tmp_path, _asking("stream"), images).splits["train"]
     with _opened(split, _asking("stream")) as opened:
         epochs = [list(opened.batches(epoch)) for epoch in (0, 1, 0)]
-        assert sorted(failure.split(":")[0] for failure in opened.failures) == ["0007", "0008", "0030"]
+        files = [f"blobs/{row:04d}" for row in broken]
+        assert sorted(failure.split(":")[0] for failure in opened.failures) == files, "the file, not the image's id"
         assert "truncated" in opened.failures[0]
-    assert sorted(record.getMessage().split()[1] for record in caplog.records) == ["0007", "0008", "0030"]
+    assert sorted(record.getMessage().split()[1] for record in caplog.records) == files
     assert _same(epochs[0], epochs[2])
     for batches in epochs:
         seen = torch.cat([batch.labels for batch in batches]).tolist()
@@ -242,6 +244,33 @@ def test_a_batch_of_which_nothing_decodes_is_an_error(tmp_path: Path) -> None:
         list(opened.batches(0))
 
 
+@pytest.mark.parametrize("strategy", ["mapped", "stream"])
+def test_batches_are_fetched_while_one_is_computed_on_and_no_more_than_there_is_room_for(
+    splits: dict[str, Split], strategy: str
+) -> None:
+    recipe = _asking(strategy, **{"training.batch_size": 6})
+    with _opened(splits[strategy], recipe) as opened:
+        source, done = opened._source, threading.Semaphore(0)
+        fetched: list[int] = []
+        num_seen = 0
+
+        class Watched:
+            def fetch(self, rows: Rows, *others: Any) -> tuple[torch.Tensor, Rows]:
+                fetched.append(len(rows))
+                found = source.fetch(rows, *others)
+                done.release()
+                return found
+
+        opened._source = Watched()
+        for number, _ in enumerate(opened.batches(0)):
+            # The consumer holds a batch and asks for nothing: those that come next are fetched all the same.
+            while num_seen < min(number + 1 + loader.DEPTH, opened.steps_per_epoch):
+                assert done.acquire(timeout=30), f"while batch {number} was held, {num_seen} were fetched"
+                num_seen += 1
+            assert len(fetched) <= number + 1 + loader.DEPTH
+        assert len(fetched) == opened.steps_per_epoch == 7
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_no_thread_is_left(splits: dict[str, Split], strategy: str) -> None:
     before = set(threading.enumerate())
@@ -284,6 +313,9 @@ def test_auto_takes_what_is_stored_and_what_fits(splits: dict[str, Split], monke
 def test_more_processes_than_images_a_step_are_refused(splits: dict[str, Split]) -> None:
     with pytest.raises(UserError, match=r"training\.batch_size = 16: .*processes \(15\)"):
         Loader(splits["mapped"], _asking("auto"), NUM_IMAGES, CPU, world_size=15)
+    mixed = _asking("auto", **{"augmentation.mixup": 0.2})
+    with pytest.raises(UserError, match=r"training\.batch_size = 16: .*pairs .*processes \(8\)"):
+        Loader(splits["mapped"], mixed, NUM_IMAGES, CPU, world_size=8)
 
 
 def test_class_balance_weighs_by_the_inverse_of_the_size(splits: dict[str, Split]) -> None:

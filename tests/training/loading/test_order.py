@@ -39,3 +39,14 @@ def test_batches_are_nearly_equal(num_images: int, batch_size: int, expected: li
     parts = [order.part(num_images, num_parts, index) for index in range(num_parts)]
     assert [part.stop - part.start for part in parts] == expected
     assert [row for part in parts for row in range(num_images)[part]] == list(range(num_images))
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
+def test_parts_of_pairs_cover_everything_and_cut_no_pair(num_parts: int) -> None:
+    for num_images in range(2 * num_parts, 40):
+        parts = [order.part_of_pairs(num_images, num_parts, index) for index in range(num_parts)]
+        assert [row for part in parts for row in range(num_images)[part]] == list(range(num_images))
+        sizes = [part.stop - part.start for part in parts]
+        assert all(part.start % 2 == 0 for part in parts)
+        assert min(sizes) >= 2
+        assert max(sizes) - min(sizes) <= 3

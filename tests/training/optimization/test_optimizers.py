@@ -66,6 +66,22 @@ def test_every_trainable_parameter_is_in_one_group(backbone: str, optimizer: str
 
 
 @pytest.mark.parametrize("optimizer", CHOICES)
+def test_what_the_first_step_will_take_is_known(optimizer: str) -> None:
+    network = _network()
+    built = optimizers.build(network, Training(optimizer=optimizer))
+    before, said = _state_bytes(built), built.missing_bytes
+    _train(network, built, range(1))
+    assert said == _state_bytes(built) - before
+    assert built.missing_bytes == 0
+
+
+def _state_bytes(built: Optimizers) -> int:
+    """Without counters."""
+    states = [value for member in built.members for state in member.state.values() for value in state.values()]
+    return sum(one.numel() * one.element_size() for one in states if isinstance(one, Tensor) and one.ndim)
+
+
+@pytest.mark.parametrize("optimizer", CHOICES)
 def test_matrices_and_filters_decay_biases_and_normalization_do_not(optimizer: str) -> None:
     network = _network("convnext_tiny")
     groups = _groups_by_name(network, optimizers.build(network, Training(optimizer=optimizer, weight_decay=0.07)))
