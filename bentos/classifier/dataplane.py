@@ -166,7 +166,7 @@ class Dataplane:
             return outputs
 
     async def _computed(self, image: bytes) -> Outputs:
-        self.engine.admit(1)
+        self.engine.admit()
         return await self.engine.run([image])
 
     async def _cached(self, image: bytes, asker: Asker) -> Outputs:
@@ -204,7 +204,7 @@ class Dataplane:
     async def _infer_many(self, images: Sequence[bytes], pixels_NHWC: Pixels | None) -> Outputs:  # noqa: N803
         size = self.settings.max_batch
         # Once for all: its own first images must not keep its last ones out.
-        self.engine.admit(len(images) if pixels_NHWC is None else len(pixels_NHWC))
+        self.engine.admit()
         if pixels_NHWC is not None:
             parts = [pixels_NHWC[first : first + size] for first in range(0, len(pixels_NHWC), size)]
             return Outputs.joined(await asyncio.gather(*(self.engine.run_pixels(part) for part in parts)))
