@@ -225,16 +225,6 @@ def _drips(connection: socket.socket) -> bool:
     return True
 
 
-def test_several_processes_share_the_load(reconciler: Reconciler, settings: Settings, builds: dict[int, Build]) -> None:
-    assert deploy(settings, builds[1], replace(SPEC, workers=2)).state == "live"
-    ready = [one for one in reconciler.processes() if one.state == "ready"]
-    assert len(ready) >= 2
-    with Load(settings.gateway_port, "/v1/classify").running(threads=4) as load:
-        os.kill(next(one.pid for one in ready if one.name.endswith("-1")) or 0, signal.SIGKILL)
-        time.sleep(1)
-    assert load.failures == []
-
-
 def test_a_process_that_cannot_start_says_why(
     reconciler: Reconciler, settings: Settings, builds: dict[int, Build]
 ) -> None:
