@@ -119,6 +119,7 @@ def form_of(image: bytes) -> tuple[bytes, str]:
 def test_every_transport_gives_the_same_answer_on_one_port(
     reconciler: Reconciler, settings: Settings, builds: dict[int, Build], tmp_path: Path
 ) -> None:
+    """Computed once and then from memory; tests/bentos/test_transports.py has each compute it."""
     port, images = settings.gateway_port, [coloured("green", 8)]
     _, by_http = ask(port, "/v1/models/colours/classify", images[0])
     expected = {one["label"]: one["probability"] for one in by_http["predictions"]}
