@@ -174,7 +174,10 @@ def _choices() -> list[Table]:
     threshold = {"type": "number", "minimum": 0, "maximum": 1}
     return [
         {"name": "top_k", "in": "query", "schema": top_k, "example": 3, "description": "Most classes in an answer."},
-        {"name": "threshold", "in": "query", "schema": threshold, "description": "No class less probable than this."},
+        {
+            **{"name": "threshold", "in": "query", "schema": threshold, "example": 0.01},
+            "description": "No class less probable than this.",
+        },
     ]
 
 

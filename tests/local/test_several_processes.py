@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -106,6 +107,21 @@ def answered(port: int | None, route: str) -> int:
         connection.close()
     found = re.search(rf'darkroom_requests_total{{route="{route}",status="200"}} (\S+)', text)
     return round(float(found[1])) if found else 0
+
+
+def test_prometheus_is_told_where_each_process_is(two: Reconciler, settings: Settings) -> None:
+    def scraped() -> list[int | None]:
+        (group,) = json.loads((settings.home / "prometheus" / "targets.json").read_text())
+        assert (group["labels"]["model"], group["labels"]["version"]) == ("colours", "1")
+        return sorted(int(target.removeprefix("127.0.0.1:")) for target in group["targets"])
+
+    victim, _ = before = [one for one in two.processes() if one.state == "ready"]
+    assert scraped() == sorted(one.port or 0 for one in before)
+    assert all(answered(port, "classify") >= 0 for port in scraped())
+    os.kill(victim.pid or 0, signal.SIGKILL)
+    wait_until(lambda: victim.port not in scraped())
+    wait_until(lambda: len(scraped()) == 2)  # back, on another port
+    assert scraped() == sorted(one.port or 0 for one in two.processes())
 
 
 def test_while_one_is_killed_the_other_takes_its_requests(two: Reconciler, settings: Settings) -> None:
