@@ -65,7 +65,9 @@ class Dataplane:
         self.settings = settings
         self.identity = identity.read(settings.model_folder)
         package = model_package.load(settings.model_folder, digest=self.identity.package_digest)
-        self.classifier = Classifier(package, threads=settings.threads, provider=settings.provider)
+        self.classifier = Classifier(
+            package, threads=settings.threads, provider=settings.provider, weights=settings.weights
+        )
         self.class_names = package.class_names
         # The first run allocates; a client should not wait for it.
         self.classifier.predict_bytes([package.read(package.golden[0].file)])

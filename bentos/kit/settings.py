@@ -33,6 +33,8 @@ class ServiceSettings:
 
     model_folder: Path
     """The model package."""
+    weights: Path | None
+    """Folder of the weights that processes of this machine share; None: each has its own."""
     cluster: str
     """The gateway's name for the deployment that this process is part of; it vouches for the process on /readyz."""
     threads: int
@@ -74,6 +76,7 @@ def load(default_model_folder: Path) -> ServiceSettings:
     threads = _number("DARKROOM_THREADS", 1, maximum=256)
     return ServiceSettings(
         model_folder=Path(os.environ.get("DARKROOM_MODEL_FOLDER") or default_model_folder),
+        weights=_path("DARKROOM_WEIGHTS"),
         cluster=os.environ.get("DARKROOM_CLUSTER") or "",
         threads=threads,
         # Every core has a batch; the supervisor divides them between the processes of a deployment.

@@ -38,7 +38,8 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     package = write_convolution_package(folder / "package", request.param)
     bento = build_bento(package, version=7, out=folder / "bento")
     settings = replace(settings_under(folder / "home"), default_model="colours")
-    with front_door(settings, bento, package, DARKROOM_CACHE_BYTES="0", DARKROOM_PROVIDER="cpu") as found:
+    variables = {"DARKROOM_CACHE_BYTES": "0", "DARKROOM_PROVIDER": "cpu", "DARKROOM_WEIGHTS": str(folder / "weights")}
+    with front_door(settings, bento, package, **variables) as found:
         yield found
 
 
@@ -99,6 +100,14 @@ def test_the_answer_to_an_image_is_the_same_by_every_transport_and_beside_any_ot
     assert {
         name: difference for name, one in found.items() if (difference := np.abs(one - expected).max()) > bound
     } == {}
+
+
+def test_its_weights_are_those_that_other_processes_share(network: Door) -> None:
+    """All of this was answered with them, and compared with a session that has its own."""
+    (made,) = (network.served.bento.parent / "weights").iterdir()
+    mapped = str(made / "weights.bin") in Path(f"/proc/{network.served.pid}/maps").read_text()
+    # int8's are reordered when the session opens, and the file is let go of.
+    assert mapped == (network.served.package.variant == "fp32")
 
 
 def test_nothing_of_it_came_from_memory(network: Door) -> None:

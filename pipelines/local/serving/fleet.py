@@ -155,6 +155,8 @@ class Fleet:
             "BENTOML_HOME": str(self.settings.home / "cache" / "bentoml"),
             "BENTOML_DO_NOT_TRACK": "True",
             "DARKROOM_CLUSTER": self.cluster,
+            # Beside the bento's sources, so that they go when it goes.
+            "DARKROOM_WEIGHTS": str(self.folder / "weights"),
             "DARKROOM_THREADS": str(spec.threads),
             # All processes of the deployment together have one batch a core under way.
             "DARKROOM_CONCURRENCY": str(max(1, num_cores() // (spec.workers * spec.threads))),
