@@ -30,7 +30,6 @@ _AHEAD = 8
 """Images of one request that are worked on or wait for the answers before them."""
 _MAX_REQUESTS = 4
 """Such requests in a process at once: each may hold as many bytes as its limit."""
-_PATIENCE_S = 0.05
 _PLACES = asyncio.Semaphore(_MAX_REQUESTS)
 
 
@@ -79,7 +78,7 @@ class _Batch:
                 asker = Asker(self._caller.credential.id, self._caller.request_id, index)
                 return await self._dataplane.classify(image, self._top_k, self._threshold, asker=asker)
             except Overloaded:
-                await asyncio.sleep(_PATIENCE_S)
+                await self._dataplane.engine.room()  # and not the image hashed each time
 
 
 class _Lines(Response):

@@ -67,7 +67,9 @@ class Dataplane:
         self.settings = settings
         self.identity = identity.read(settings.model_folder)
         package = model_package.load(settings.model_folder, digest=self.identity.package_digest)
-        self.classifier = Classifier(package, threads=settings.threads, provider=settings.provider)
+        self.classifier = Classifier(
+            package, threads=settings.threads, provider=settings.provider, weights=settings.weights
+        )
         self.class_names = package.class_names
         # The first run allocates; a client should not wait for it.
         self.classifier.predict_bytes([package.read(package.golden[0].file)])
@@ -175,7 +177,7 @@ class Dataplane:
             return outputs
 
     async def _computed(self, image: bytes) -> Outputs:
-        self.engine.admit(1)
+        self.engine.admit()
         return await self.engine.run([image])
 
     async def _cached(self, image: bytes, asker: Asker) -> Outputs:
@@ -212,7 +214,7 @@ class Dataplane:
     async def _infer_many(self, images: Sequence[bytes], pixels_NHWC: Pixels | None) -> Outputs:  # noqa: N803
         size = self.settings.max_batch
         # Once for all: its own first images must not keep its last ones out.
-        self.engine.admit(len(images) if pixels_NHWC is None else len(pixels_NHWC))
+        self.engine.admit()
         if pixels_NHWC is not None:
             parts = [pixels_NHWC[first : first + size] for first in range(0, len(pixels_NHWC), size)]
             return Outputs.joined(await asyncio.gather(*(self.engine.run_pixels(part) for part in parts)))

@@ -143,7 +143,10 @@ def _choices() -> list[Table]:
     threshold = {"type": "number", "minimum": 0, "maximum": 1}
     return [
         top_k(MAX_TOP_K, "Most classes in an answer."),
-        {"name": "threshold", "in": "query", "schema": threshold, "description": "No class less probable than this."},
+        {
+            **{"name": "threshold", "in": "query", "schema": threshold, "example": 0.01},
+            "description": "No class less probable than this.",
+        },
     ]
 
 

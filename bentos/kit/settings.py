@@ -45,6 +45,8 @@ class ServiceSettings:
 
     model_folder: Path
     """The model package."""
+    weights: Path | None
+    """Folder of the weights that processes of this machine share; None: each has its own."""
     cluster: str
     """The gateway's name for the deployment that this process is part of; it vouches for the process on /readyz."""
     threads: int
@@ -56,7 +58,7 @@ class ServiceSettings:
     max_waiting: int
     """Images beyond these are refused with 503 instead of queueing."""
     max_wait_s: float
-    """So are those that would wait longer than this."""
+    """So are those that would wait longer than this, but for a few images a thread."""
     max_images: int
     """Images of one request of the Open Inference Protocol."""
     max_body_bytes: int
@@ -88,13 +90,14 @@ def load(default_model_folder: Path) -> ServiceSettings:
     threads = _number("DARKROOM_THREADS", 1, maximum=256)
     return ServiceSettings(
         model_folder=Path(os.environ.get("DARKROOM_MODEL_FOLDER") or default_model_folder),
+        weights=_path("DARKROOM_WEIGHTS"),
         cluster=cluster(),
         threads=threads,
         # Every core has a batch; the supervisor divides them between the processes of a deployment.
         concurrency=_number("DARKROOM_CONCURRENCY", max(1, num_cores() // threads), maximum=1024),
         max_batch=_number("DARKROOM_MAX_BATCH", 32, maximum=1024),
         max_waiting=_number("DARKROOM_MAX_WAITING", 256, maximum=100_000),
-        max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 2000, maximum=600_000) / 1000,
+        max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 200, maximum=600_000) / 1000,
         max_images=_number("DARKROOM_MAX_IMAGES", 64, maximum=100_000),
         max_body_bytes=max_body_bytes(),
         max_batch_bytes=_number("DARKROOM_MAX_BATCH_BYTES", MAX_BATCH_BYTES, maximum=2**31),

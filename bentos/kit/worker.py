@@ -66,7 +66,7 @@ def _configure_server() -> None:
     """Say to uvicorn what BentoML, which starts it, has no way to say.
 
     The service's front comes first and BentoML's own layers behind it, which measure, trace and time out each request
-    once more (0.08 ms of CPU); and WebSockets are spoken within our limits.
+    once more (0.08 ms of CPU); and HTTP and WebSockets are spoken within our limits.
     """
     import uvicorn
 
@@ -78,6 +78,7 @@ def _configure_server() -> None:
         return make(
             front,
             # By name: BentoML silences every logger that is there before it sets up its own.
+            http="bentos.kit.heads:BoundedHeads",
             ws="bentos.kit.frames:BoundedFrames",
             ws_max_size=max_body_bytes() + FRAME_SLACK_BYTES,
             # Images are compressed already, and what unpacks to a thousand times its size is an attack.

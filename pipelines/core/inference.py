@@ -19,6 +19,7 @@ from pipelines.core.errors import IntegrityError, PlatformError, UserError
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.pixelset import Pixels
 from pipelines.core.preprocessing import preprocess
+from pipelines.core.shared_weights import shared
 
 INPUT = "pixels_NHWC"
 OUTPUTS = ("logits", "probabilities", "embedding")
@@ -65,15 +66,25 @@ class Outputs:
 class Runtime:
     """An ONNX file with the house's inputs and outputs, in a session. Safe to call from several threads."""
 
-    def __init__(self, model: bytes, threads: int = 1, *, provider: str = "auto", batch_size: int = 64) -> None:
-        """`provider` is `cpu`, `cuda`, or `auto` (CUDA where this machine has a GPU and the runtime for it).
+    def __init__(
+        self,
+        model: bytes,
+        threads: int = 1,
+        *,
+        provider: str = "auto",
+        batch_size: int = 64,
+        weights: Path | None = None,
+    ) -> None:
+        """`provider` is `cpu`, `cuda`, or `auto` (CUDA where this machine has a GPU and the runtime for it). On a CPU,
+        `weights` is the folder of `core.shared_weights`: processes with the same one share their memory.
 
         Raises PlatformError where the runtime falls back to another provider, IntegrityError for other inputs or
         outputs than ours.
         """
         self.provider = _choose_provider() if provider == "auto" else provider
         self.batch_size = batch_size
-        self._session = _open_session(model, self.provider, threads)
+        optimized = shared(model, weights) if weights is not None and self.provider == "cpu" else None
+        self._session = _open_session(optimized or model, self.provider, threads)
         self._bound = threading.local()
         self.num_classes, self.embedding_dim = _check_contract(self._session)
 
@@ -143,6 +154,7 @@ class Classifier:
         *,
         provider: str = "auto",
         batch_size: int = 64,
+        weights: Path | None = None,
     ) -> None:
         """Raises UserError for an unknown variant, else what `Runtime` raises."""
         self.package = package
@@ -150,7 +162,7 @@ class Classifier:
         if self.variant not in package.variants:
             raise UserError(f"variant {self.variant!r}: {package.folder} has {', '.join(sorted(package.variants))}")
         model = package.read(package.variants[self.variant].file)
-        self._runtime = Runtime(model, threads, provider=provider, batch_size=batch_size)
+        self._runtime = Runtime(model, threads, provider=provider, batch_size=batch_size, weights=weights)
         if self._runtime.num_classes != len(package.class_names):
             raise IntegrityError(
                 f"{package.folder}: {self._runtime.num_classes} logits for {len(package.class_names)} class names"
@@ -186,7 +198,8 @@ def _choose_provider() -> str:
     return "cuda" if has_gpu and _PROVIDERS["cuda"] in onnxruntime.get_available_providers() else "cpu"
 
 
-def _open_session(model: bytes, provider: str, threads: int) -> Any:
+def _open_session(model: bytes | Path, provider: str, threads: int) -> Any:
+    """`model` is a path where the graph is optimized already."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -197,7 +210,10 @@ def _open_session(model: bytes, provider: str, threads: int) -> Any:
     options.log_severity_level = 3
     if provider == "cuda":
         onnxruntime.preload_dlls()
-    session = onnxruntime.InferenceSession(model, options, providers=[_PROVIDERS[provider]])
+    if isinstance(model, Path):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    given = str(model) if isinstance(model, Path) else model
+    session = onnxruntime.InferenceSession(given, options, providers=[_PROVIDERS[provider]])
     # The runtime falls back to the CPU with no more than a log line.
     if session.get_providers()[0] != _PROVIDERS[provider]:
         raise PlatformError(

@@ -28,6 +28,7 @@ from pipelines.core.actors import supervisor
 from pipelines.core.deployments import Build, Deployment, Desired
 from pipelines.core.errors import DarkroomError, DeploymentFailed, PlatformError
 from pipelines.core.storage import open_storage
+from pipelines.local.serving import targets
 from pipelines.local.serving.fleet import Fleet
 from pipelines.local.serving.proof import prove
 from pipelines.local.state import ProcessStatus
@@ -165,6 +166,7 @@ class Reconciler:
                 )
             if confirm or view != self._written:
                 self._written = None
+                targets.write(self._settings, fleets.values())
                 self._gateway.apply(view, confirm=confirm)
                 self._written = view
 
@@ -177,6 +179,7 @@ class Reconciler:
             ender.start()
         for ender in enders:
             ender.join()
+        targets.write(self._settings, ())
 
     # --- a rollout's thread ----------------------------------------------------------------------------------------
 

@@ -21,8 +21,10 @@ MIB = 2**20
 GIB = 2**30
 ATTACKERS = 100
 GROWTH_MB = 250
-"""Of both processes, for bodies of 100 GiB: the bytes that a process may hold (128 MiB) and what Envoy has on its way.
-Without limits it would be 2 GB."""
+"""Of both processes, for bodies of 100 GiB: the bytes that a process may hold (128 MiB) and what Envoy has on its way;
+246 where it was measured, once, and 1 for the next hundred bodies. Without limits it would be 2 GB."""
+MESSAGES_MB = 400
+"""The same for messages by gRPC, which Envoy holds until their model's name is read: 331 measured."""
 
 sizes = pytest.mark.parametrize(
     "num_bytes", [32 * MIB, pytest.param(GIB, marks=pytest.mark.full)], ids=["32-MiB", "1-GiB"]
@@ -88,7 +90,7 @@ def test_messages_without_end(door: Door, num_bytes: int) -> None:
 
     with memory_of(door.pids) as memory, Bystander(door.port).asking() as bystander:
         assert answers_to(attack) == {True: ATTACKERS}
-    assert sum(memory.growth_mb) < 2 * GROWTH_MB, memory.growth_mb
+    assert sum(memory.growth_mb) < MESSAGES_MB, memory.growth_mb
     assert bystander.failures == []
 
 

@@ -8,8 +8,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +27,10 @@ import pytest
 import serving_platform
 from example_packages import coloured
 from front_door import PATH, Door, front_door
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from homes import settings_under
+from http2_frames import DATA, END_STREAM, HEADERS, Connection, frame, request_of
 from PIL import Image
 from serving_platform import SPEC, Load, ask, deploy, make_build, serving, wait_until
 from websockets.exceptions import ConnectionClosed
@@ -73,6 +79,17 @@ def call(door: Door, image: bytes) -> str:
         return f"200 {answer.model_name}"
 
 
+def by_http2(door: Door, image: bytes) -> str:
+    """The status is HPACK's table's: 0x88 is 200."""
+    with Connection(door.port) as connection:
+        connection.open(1, request_of(PATH, **{"content-length": str(len(image))}))
+        connection.send(frame(DATA, END_STREAM, 1, image))
+        while not connection.seen[HEADERS]:
+            connection.read()
+            assert not connection.ended
+    return "200" if connection.first_headers[:1] == b"\x88" else repr(connection.first_headers)
+
+
 def stream(door: Door, image: bytes) -> str:
     with connect(f"ws://127.0.0.1:{door.port}/v1/models/colours/stream") as socket:
         socket.send(image)
@@ -85,6 +102,7 @@ def stream(door: Door, image: bytes) -> str:
 
 ways: dict[str, Callable[[Door, bytes], str]] = {
     "classify": lambda door, image: post(door, PATH, image),
+    "http2": by_http2,
     "embed": lambda door, image: post(door, "/v1/models/colours/embed", image),
     "grpc": call,
     "stream": stream,
@@ -111,7 +129,81 @@ def test_a_process_that_is_asked_to_end_answers_what_it_has(bento: Path, package
         answers = {name: future.result() for name, future in asked.items()} | {"many": first.result()}
         assert {name: answer[:3] for name, answer in answers.items()} == dict.fromkeys([*ways, "many"], "200")
         assert answers["stream"] == "200 colours then 1012"
-        wait_until(lambda: not Path(f"/proc/{door.served.pid}/cmdline").read_bytes())
+        wait_until(lambda: ended(door.served.pid))
+
+
+def test_a_batch_of_which_half_has_come_is_taken_to_its_end(bento: Path, package: ModelPackage, tmp_path: Path) -> None:
+    """SIGTERM when some lines are answered and an image is half here: the rest may still come, and is answered."""
+    body, end = tar_of([coloured("red", number) for number in range(10)])
+    half = end[5] - 100  # in the middle of the sixth
+    with new_door(bento, package, tmp_path) as door, socket.create_connection(("127.0.0.1", door.port)) as client:
+        client.settimeout(30)
+        client.sendall(f"POST {PATH}/batch HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        client.sendall(body[:half])
+        answer = b""
+        while answer.count(b'"index"') < 5:
+            answer += client.recv(65_536)
+        os.kill(door.served.pid, signal.SIGTERM)
+        wait_until(lambda: not listens(door.served.port))
+        client.sendall(body[half:])
+        while answer.count(b'"index"') < 10:
+            more = client.recv(65_536)
+            assert more, answer
+            answer += more
+        assert answer.count(b'"predictions"') == 10
+        wait_until(lambda: ended(door.served.pid))
+
+
+def test_streams_of_grpc_learn_that_a_process_ends_and_do_not_keep_it(
+    bento: Path, package: ModelPackage, tmp_path: Path
+) -> None:
+    """Whoever watches its health is told; neither this nor a reflection that is left open holds the process."""
+    with (
+        new_door(bento, package, tmp_path) as door,
+        grpc.insecure_channel(f"127.0.0.1:{door.served.grpc_port}") as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="colours"))
+        assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+        left_open = threading.Event()
+        reflected = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(asking(left_open))
+        assert next(reflected).list_services_response.service
+        began = time.monotonic()
+        os.kill(door.served.pid, signal.SIGTERM)
+        assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        wait_until(lambda: ended(door.served.pid))
+        left_open.set()
+        assert time.monotonic() - began < 10
+
+
+def asking(left_open: threading.Event) -> Iterator[reflection_pb2.ServerReflectionRequest]:
+    """One question, and no end of the stream."""
+    yield reflection_pb2.ServerReflectionRequest(list_services="")
+    left_open.wait(60)
+
+
+def tar_of(images: list[bytes]) -> tuple[bytes, list[int]]:
+    """A tar, and where each image ends in it."""
+    file, end = io.BytesIO(), []
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number, image in enumerate(images):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(image)
+            archive.addfile(member, io.BytesIO(image))
+            end.append(archive.offset - -len(image) % 512)
+    return file.getvalue(), end
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def ended(pid: int) -> bool:
+    """Ours, so it stays as a zombie until it is waited for."""
+    return not Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def tensors(images: list[bytes]) -> bytes:

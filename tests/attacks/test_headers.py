@@ -25,6 +25,8 @@ from http2_frames import (
 )
 from serving_platform import ask
 
+from bentos.kit.heads import MAX_HEAD_BYTES
+
 
 def raw_answer(port: int, request: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
@@ -54,6 +56,52 @@ def raw_answer(port: int, request: bytes) -> bytes:
 def test_a_head_that_is_wrong_is_refused(door: Door, head: str, statuses: set[int]) -> None:
     answer = raw_answer(door.port, f"{head}\r\nConnection: close\r\n\r\n".encode())
     assert int(answer.split()[1]) in statuses, answer[:300]
+
+
+def takes(connection: socket.socket, piece: bytes) -> bool:
+    """Whether 64 MiB of it are taken."""
+    try:
+        for _ in range(64 * 2**20 // len(piece)):
+            connection.sendall(piece)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"X: " + b"a" * 1000, b"X-A: b\r\n" * 100, b"\r\n" * 500],
+    ids=["one", "many", "none"],
+)
+def test_a_head_without_end_is_refused_by_a_process_too(door: Door, piece: bytes) -> None:
+    """Of `\\r\\n` alone no head comes at all."""
+    start = b"" if piece.startswith(b"\r") else b"GET /readyz HTTP/1.1\r\nHost: x\r\nX: "
+    with memory_of(door.pids) as memory, socket.create_connection(("127.0.0.1", door.served.port), 20) as connection:
+        connection.sendall(start)
+        assert not takes(connection, piece)
+    assert max(memory.growth_mb) < 10
+    assert ask(door.served.port, "/readyz")[0] == 200
+
+
+def test_a_head_that_is_too_large_for_a_process_is_told_so(door: Door) -> None:
+    head = b"GET /readyz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 60_000
+    assert raw_answer(door.served.port, head + b"\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    with socket.create_connection(("127.0.0.1", door.served.port), 20) as connection:
+        connection.sendall(head)
+        connection.sendall(b"a" * (MAX_HEAD_BYTES + 1 - len(head)))
+        answer = connection.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "head_too_large"
+
+
+@pytest.mark.parametrize("piece", [b"a" * 1000, b"X-A: b\r\n" * 100], ids=["extension", "trailers"])
+def test_neither_does_a_body_hide_one(door: Door, piece: bytes) -> None:
+    """Between its chunks, and behind the last."""
+    start = b"1;" if piece.startswith(b"a") else b"0\r\n"
+    with memory_of(door.pids) as memory, socket.create_connection(("127.0.0.1", door.served.port), 20) as connection:
+        connection.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + start)
+        assert not takes(connection, piece)
+    assert max(memory.growth_mb) < 10
 
 
 def test_paths_mean_what_they_say(door: Door) -> None:

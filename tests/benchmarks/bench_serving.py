@@ -6,7 +6,7 @@
     cost        CPU ms a request beside bare, plain FastAPI, and behind Envoy
     overhead    CPU ms above bare with the model's work held equal, for variants of settings
     cache       a hit, and a trace of which 80% are repeats
-    latency     open loop at 50% and 80% of capacity; pauses of the collector
+    latency     open loop at 50%, 80%, 150% and 300% of capacity; pauses of the collector
     memory      growth over --requests, with a control that leaks on purpose
     cold-start  process start to ready, both models, fp32 and int8
     peers       BentoML, LitServe and MLServer as their vendors say: bench/serving/README.md

@@ -10,12 +10,15 @@ import sys
 import threading
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from example_packages import COLOURS, coloured
 from PIL import Image
 from served_bento import Served, environment
 from serving_platform import ask, wait_until
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from pipelines.adapters.packaging import build_bento, requirement_lists
 from pipelines.core.inference import Classifier
@@ -71,6 +74,45 @@ def test_predictions_come_most_probable_first_and_top_k_limits_them(served: Serv
         assert len(probabilities) == expected
         assert probabilities == sorted(probabilities, reverse=True)
         assert answer["predictions"][0] == {"class_name": "green", "label": 1, "probability": probabilities[0]}
+
+
+def probabilities(answer: dict[str, Any]) -> list[float]:
+    return [one["probability"] for one in answer["predictions"]]
+
+
+@pytest.mark.parametrize("threshold", ["0", "0.5", "1", "0.0", "1e-2"])
+def test_a_threshold_leaves_out_what_is_less_probable(served: Served, threshold: str) -> None:
+    """By a request, a batch and a stream alike; where nothing is probable enough, nothing is said."""
+    image, query = coloured("green", 9), f"threshold={threshold}"
+    everything = probabilities(ask(served.port, "/v1/classify", image)[1])
+    expected = [one for one in everything if one >= float(threshold)]
+    assert 0 < everything[-1] < 1e-2  # so that each of these leaves out another number
+    assert len(expected) == {"0": 3, "0.0": 3, "0.5": 1, "1e-2": 1, "1": 0}[threshold]
+    assert probabilities(ask(served.port, f"/v1/classify?{query}", image)[1]) == expected
+    assert probabilities(ask(served.port, f"/v1/classify?{query}&top_k=1", image)[1]) == expected[:1]
+    body, content_type = multipart(image)
+    assert (
+        probabilities(json.loads(raw(served.port, f"/v1/classify/batch?{query}", body, content_type=content_type)[2]))
+        == expected
+    )
+    with connect(f"ws://127.0.0.1:{served.port}/v1/stream?{query}") as socket:
+        socket.send(image)
+        assert probabilities(json.loads(socket.recv(timeout=20))) == expected
+
+
+@pytest.mark.parametrize("threshold", ["", "half", "-0.1", "1.1", "nan", "inf", "0.5;"])
+def test_a_bad_threshold_is_a_problem_by_every_transport(served: Served, threshold: str) -> None:
+    query = f"threshold={threshold}"
+    for path in ("/v1/classify", "/v1/models/colours/classify", "/v1/classify/batch"):
+        status, problem = ask(served.port, f"{path}?{query}", coloured("red"))
+        assert (status, problem["reason"]) == (400, "bad_threshold"), path
+    with (
+        connect(f"ws://127.0.0.1:{served.port}/v1/stream?{query}") as socket,
+        pytest.raises(ConnectionClosed) as closed,
+    ):
+        socket.recv(timeout=20)
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4400, "bad_threshold")
 
 
 def test_multipart_is_the_same_image(served: Served) -> None:

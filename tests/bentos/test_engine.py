@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -144,29 +145,55 @@ def test_who_would_wait_too_long_is_not_admitted(package: ModelPackage) -> None:
     classifier = Slow(package, 0.05)
 
     async def work(running: Engine) -> None:
-        running.admit(10_000)  # nobody waits
-        waiting = [asyncio.create_task(running.run([image])) for image in images(8)]
-        await asyncio.sleep(0.12)
-        assert running.wait_s() > 0.1
+        running.admit()  # nobody waits
+        await running.run(images(1))  # it learns how long an image takes
+        waiting = [asyncio.create_task(running.run([image])) for image in images(30)]
+        await asyncio.sleep(0)
         with pytest.raises(Overloaded) as caught:
-            running.admit(1)
-        assert caught.value.retry_after_s == 1
+            running.admit()
+        began = time.perf_counter()
+        assert caught.value.retry_after_s == math.ceil(running.wait_s()) == 2
+        await running.room()
+        assert 0.5 < time.perf_counter() - began < caught.value.retry_after_s  # whoever comes back then is let in
         await asyncio.gather(*waiting)
-        running.admit(1)
 
     with engine(classifier, max_wait_s=0.1) as running:
         asyncio.run(work(running))
 
-    async def crowded(running: Engine) -> None:
-        waiting = [asyncio.create_task(running.run([image])) for image in images(4)]
-        await asyncio.sleep(0.01)
-        running.admit(1)
+
+def test_a_few_images_may_wait_however_slow_the_model_is(package: ModelPackage) -> None:
+    """A thread that is free, and a line as short as chance makes it in normal service, are no overload."""
+    classifier = Slow(package, 0.1)
+
+    async def work(running: Engine) -> None:
+        await running.run(images(1))
+        waiting = []
+        for image in images(8):
+            running.admit()
+            waiting.append(asyncio.create_task(running.run([image])))
+            await asyncio.sleep(0)
+        assert running.wait_s() > 0.5
         with pytest.raises(Overloaded):
-            running.admit(2)
+            running.admit()
         await asyncio.gather(*waiting)
 
-    with engine(classifier, max_waiting=5) as running:
-        asyncio.run(crowded(running))
+    with engine(classifier, max_wait_s=0.001) as running:
+        asyncio.run(work(running))
+
+
+def test_a_request_of_many_images_gets_in_where_one_of_a_single_image_does(package: ModelPackage) -> None:
+    async def work(running: Engine) -> None:
+        waiting = [asyncio.create_task(running.run([image])) for image in images(4)]
+        await asyncio.sleep(0)
+        running.admit()
+        waiting.append(asyncio.create_task(running.run(images(3))))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            running.admit()
+        await asyncio.gather(*waiting)
+
+    with engine(Slow(package, 0.05), max_waiting=5) as running:
+        asyncio.run(work(running))
 
 
 def test_what_nobody_waits_for_any_more_is_not_computed(package: ModelPackage) -> None:

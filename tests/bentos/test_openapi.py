@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from served_bento import Served, serve
 from serving_platform import ask
@@ -51,17 +57,92 @@ def test_every_route_is_in_it(document: dict[str, Any]) -> None:
     assert routes - machines - documents == known
 
 
-def test_its_examples_work(served: Served, document: dict[str, Any]) -> None:
-    tried = 0
+def test_every_operation_works_as_its_example_has_it(served: Served, document: dict[str, Any]) -> None:
+    """With every parameter's example and each kind of body; the answer is what its schema and its example say."""
+    tried = []
     for path, operations in document["paths"].items():
-        for operation in operations.values():
-            for content in operation.get("requestBody", {}).get("content", {}).values():
-                if "example" in content:
-                    status, answer = ask(served.port, path, json.dumps(content["example"]).encode())
-                    assert status == 200, answer
-                    assert answer["outputs"][-1]["data"] == ["red"]
-                    tried += 1
-    assert tried == 2
+        for method, operation in operations.items():
+            for kind, body in bodies(document, operation):
+                target = f"{path}?{query(operation)}"
+                status, answered, answer = raw(served, method, target, body, kind)
+                assert status == 200, (target, kind, answer)
+                content = operation["responses"]["200"]["content"][answered]
+                if answered == "application/x-ndjson":
+                    lines = [json.loads(line) for line in answer.splitlines()]
+                    assert len(lines) == 2
+                    for line in lines:
+                        check(document, {"$ref": "#/components/schemas/BatchLine"}, line)
+                else:
+                    check(document, content["schema"], json.loads(answer))
+                    assert json.loads(answer) == content.get("example", json.loads(answer))
+                tried.append(operation["operationId"])
+    assert set(tried) == {
+        one["operationId"] for operations in document["paths"].values() for one in operations.values()
+    }
+
+
+def test_a_refusal_is_what_its_schema_says(served: Served, document: dict[str, Any]) -> None:
+    status, problem = ask(served.port, "/v1/classify", b"no image")
+    responses = document["paths"]["/v1/classify"]["post"]["responses"]
+    check(document, responses[str(status)]["content"]["application/problem+json"]["schema"], problem)
+    _, _, answer = raw(served, "post", "/v1/classify/batch", *reversed(form([b"no image"])))
+    check(document, {"$ref": "#/components/schemas/BatchLine"}, json.loads(answer))
+
+
+def bodies(document: dict[str, Any], operation: dict[str, Any]) -> list[tuple[str, bytes | None]]:
+    """Content type and body of each kind that the operation takes; the picture is the document's own."""
+    if "requestBody" not in operation:
+        return [("", None)]
+    image, contents = picture(document), operation["requestBody"]["content"]
+    many = "application/x-tar" in contents
+    made = {
+        "application/octet-stream": ("application/octet-stream", image),
+        "multipart/form-data": form([image] * (2 if many else 1)),
+        "application/x-tar": ("application/x-tar", tar([image] * 2)),
+    }
+    examples = {kind: (kind, json.dumps(one["example"]).encode()) for kind, one in contents.items() if "example" in one}
+    return [{**made, **examples}[kind] for kind in contents]
+
+
+def picture(document: dict[str, Any]) -> bytes:
+    (infer,) = (path for path in document["paths"] if path.endswith("colours/infer"))
+    example = document["paths"][infer]["post"]["requestBody"]["content"]["application/json"]["example"]
+    return base64.b64decode(example["inputs"][0]["data"][0])
+
+
+def form(images: list[bytes]) -> tuple[str, bytes]:
+    head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    return "multipart/form-data; boundary=edge", b"".join(head + one + b"\r\n" for one in images) + b"--edge--\r\n"
+
+
+def tar(images: list[bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number, image in enumerate(images):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(image)
+            archive.addfile(member, io.BytesIO(image))
+    return file.getvalue()
+
+
+def query(operation: dict[str, Any]) -> str:
+    return urlencode({one["name"]: one["example"] for one in operation.get("parameters", ()) if one["in"] == "query"})
+
+
+def raw(served: Served, method: str, target: str, body: bytes | None, kind: str) -> tuple[int, str, bytes]:
+    """Status, content type, body."""
+    connection = HTTPConnection("127.0.0.1", served.port, timeout=30)
+    try:
+        connection.request(method.upper(), target, body, {"Content-Type": kind} if kind else {})
+        response = connection.getresponse()
+        return response.status, (response.getheader("content-type") or "").partition(";")[0], response.read()
+    finally:
+        connection.close()
+
+
+def check(document: dict[str, Any], schema: dict[str, Any], value: object) -> None:
+    """Raises ValidationError where it is not what the schema says."""
+    OAS31Validator({**schema, "components": document["components"]}).validate(value)
 
 
 def test_random_requests_are_answered_as_it_says(locked: Served, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def form_of(image: bytes) -> tuple[bytes, str]:
 def test_every_transport_gives_the_same_answer_on_one_port(
     reconciler: Reconciler, settings: Settings, builds: dict[int, Build], tmp_path: Path
 ) -> None:
+    """Computed once and then from memory; tests/bentos/test_transports.py has each compute it."""
     port, images = settings.gateway_port, [coloured("green", 8)]
     _, by_http = ask(port, "/v1/models/colours/classify", images[0])
     expected = {one["label"]: one["probability"] for one in by_http["predictions"]}
@@ -223,16 +224,6 @@ def _drips(connection: socket.socket) -> bool:
     except OSError:
         return False
     return True
-
-
-def test_several_processes_share_the_load(reconciler: Reconciler, settings: Settings, builds: dict[int, Build]) -> None:
-    assert deploy(settings, builds[1], replace(SPEC, workers=2)).state == "live"
-    ready = [one for one in reconciler.processes() if one.state == "ready"]
-    assert len(ready) >= 2
-    with Load(settings.gateway_port, "/v1/classify").running(threads=4) as load:
-        os.kill(next(one.pid for one in ready if one.name.endswith("-1")) or 0, signal.SIGKILL)
-        time.sleep(1)
-    assert load.failures == []
 
 
 def test_a_process_that_cannot_start_says_why(

@@ -51,6 +51,8 @@ class Connection:
     window: dict[int, int] = field(default_factory=dict)
     """What may still be sent, by stream; 0 is the connection."""
     ended: bool = False
+    first_headers: bytes = b""
+    """The block of the first answer."""
     _initial: int = 65_535
     _buffer: bytes = b""
 
@@ -110,6 +112,8 @@ class Connection:
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         self.seen[kind] += 1
+        if kind == HEADERS and not self.first_headers:
+            self.first_headers = payload
         if kind == WINDOW_UPDATE:
             self.window[stream] = self.window.get(stream, self._initial) + int.from_bytes(payload, "big")
         elif kind == SETTINGS and not flags & ACK:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from bentos.classifier.dataplane import Dataplane
-from bentos.classifier.oip import grpc_messages, inference, inference_pb2
+from bentos.classifier.oip import grpc_messages, grpc_streams, inference, inference_pb2
 from bentos.kit.access import Guard
 from bentos.kit.calls import CALLER, Admission, answered
 from bentos.kit.settings import ServiceSettings
@@ -37,7 +36,7 @@ class GrpcServer:
         self._dataplane, self._guard = dataplane, guard
         self._settings = settings
         self._server: grpc.aio.Server | None = None
-        self._health = health.aio.HealthServicer()
+        self._ending = asyncio.Event()
 
     async def __aenter__(self) -> GrpcServer:
         """Raises PlatformError where the port is taken."""
@@ -57,24 +56,21 @@ class GrpcServer:
             ],
         )
         server.add_generic_rpc_handlers((_handlers(self._dataplane),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        grpc_streams.add_to(server, SERVICE, self._dataplane.identity.model_name, self._ending)
         try:
             server.add_insecure_port(f"{settings.grpc_host}:{settings.grpc_port}")
         except RuntimeError as error:
             raise PlatformError(f"gRPC on {settings.grpc_host}:{settings.grpc_port}: {error}") from error
         await server.start()
-        for name in ("", SERVICE, self._dataplane.identity.model_name):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take no new calls, finish those in flight."""
+        """Take no new calls, finish those in flight, and say so to whoever watches."""
+        self._ending.set()
         if self._server is not None:
-            await self._health.enter_graceful_shutdown()
             await self._server.stop(self._settings.drain_timeout_s)
 
 

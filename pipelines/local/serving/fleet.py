@@ -144,6 +144,8 @@ class Fleet:
         return {
             # The bento's own sources, before the clone's.
             **serving_environment(self.settings, cluster=self.cluster, sources=self.folder / "src"),
+            # Beside the bento's sources, so that they go when it goes.
+            "DARKROOM_WEIGHTS": str(self.folder / "weights"),
             "DARKROOM_THREADS": str(spec.threads),
             # All processes of the deployment together have one batch a core under way.
             "DARKROOM_CONCURRENCY": str(max(1, num_cores() // (spec.workers * spec.threads))),

@@ -102,8 +102,8 @@ class Load:
         self._end = float("inf")
         self._waiting: deque[tuple[int, float]] = deque()
         self._idle: list[Connection] = []
-        self._statuses: Counter[int] = Counter()
         self._times: list[tuple[float, float]] = []
+        self._codes: list[int] = []
         self._answers: dict[int, str] = {}
         self._failure = ""
         self._started = 0.0
@@ -168,8 +168,8 @@ class Load:
     def _answered(self, connection: Connection, status: int, body: bytes) -> None:
         now = self._loop.time()
         self._times.append((connection.since - self._started, now - self._started))
-        self._statuses[status] += 1
-        if status != 200 and not self._failure:
+        self._codes.append(status)
+        if status not in self._job["expected"] and not self._failure:
             self._failure = f"status {status}: {body[:300]!r}"
         if self._job["keep_answers"]:
             self._answers[connection.number] = body.decode()
@@ -207,7 +207,8 @@ class Load:
             "wall_s": wall_s,
             "cpu_s": cpu_s,
             "times": self._times,
-            "statuses": dict(self._statuses),
+            "codes": self._codes,
+            "statuses": Counter(self._codes),
             "failure": self._failure,
             "answers": self._answers,
         }

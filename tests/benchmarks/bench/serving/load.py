@@ -31,6 +31,8 @@ class Load:
     """Open loop: seconds from the start at which each request is due; None for a closed loop."""
     headers: Mapping[str, str] = field(default_factory=dict)
     keep_answers: bool = False
+    expected: tuple[int, ...] = (200,)
+    """Any other status is a failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Measurement:
     client_cpu_s: float = 0.0
     times: Sequence[tuple[float, float]] = ()
     """When each request was due or sent, and when it was answered: seconds from the start."""
+    codes: Sequence[int] = ()
+    """The status of each of `times`."""
     answers: Mapping[int, str] = field(default_factory=dict)
 
     def cpu_ms(self, *parts: str) -> float:
@@ -67,6 +71,10 @@ class Measurement:
     def latencies_ms(self) -> list[float]:
         return [1000 * (end - start) for start, end in self.times]
 
+    def latencies_ms_of(self, status: int) -> list[float]:
+        """Of the requests that got that status."""
+        return [one for one, code in zip(self.latencies_ms, self.codes, strict=True) if code == status]
+
 
 class Running:
     """A client at work."""
@@ -85,6 +93,7 @@ class Running:
             "seconds": load.seconds,
             "arrivals": None if load.arrivals is None else list(load.arrivals),
             "keep_answers": load.keep_answers,
+            "expected": load.expected,
         }
         # A file, since a pipe would hold up a client that has much to say and a parent that watches something else.
         self._outcome = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop()
@@ -104,7 +113,7 @@ class Running:
         return True
 
     def finish(self) -> Measurement:
-        """Wait for the end. Raises PlatformError where any answer was not 200, or none came."""
+        """Wait for the end. Raises PlatformError where any answer was not expected, or none came."""
         if self._process.wait() != 0:
             raise PlatformError(f"the benchmark's client ended with status {self._process.returncode}; see above")
         after = self._server.cpu_s()
@@ -119,6 +128,7 @@ class Running:
             server_cpu_s={part: after[part] - self._before[part] for part in after},
             client_cpu_s=outcome["cpu_s"],
             times=[(start, end) for start, end in outcome["times"]],
+            codes=outcome["codes"],
             answers={int(number): text for number, text in outcome["answers"].items()},
         )
 

@@ -1,0 +1,67 @@
+"""Weights that several processes share: the answers of the package's own file, and never those of a damaged one."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from convolution_packages import write_convolution_package
+from example_packages import write_package
+from photographs import photograph
+
+from pipelines.core import shared_weights
+from pipelines.core.inference import Classifier
+from pipelines.core.model_package import ModelPackage
+
+IMAGES = [photograph(number) for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    return write_convolution_package(tmp_path_factory.mktemp("network") / "package")
+
+
+def probabilities(package: ModelPackage, weights: Path | None, variant: str = "fp32") -> np.ndarray:
+    classifier = Classifier(package, variant, provider="cpu", weights=weights)
+    return classifier.predict_bytes(IMAGES).probabilities
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_answers_are_the_very_same(network: ModelPackage, tmp_path: Path, variant: str) -> None:
+    expected = probabilities(network, None, variant)
+    for _ in ("made", "found"):
+        assert np.array_equal(probabilities(network, tmp_path / "weights", variant), expected)
+    (place,) = (tmp_path / "weights").iterdir()
+    assert {path.name for path in place.iterdir()} == {"model.onnx", "weights.bin", "digests.json"}
+
+
+def test_processes_that_start_together_make_one(network: ModelPackage, tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        found = pool.starmap(probabilities, [(network, tmp_path / "weights")] * 3)
+    assert all(np.array_equal(one, found[0]) for one in found)
+    assert len(list((tmp_path / "weights").iterdir())) == 1
+
+
+@pytest.mark.parametrize("file", ["weights.bin", "model.onnx", "digests.json"])
+def test_what_is_damaged_is_made_again(network: ModelPackage, tmp_path: Path, file: str) -> None:
+    expected = probabilities(network, tmp_path)
+    (place,) = tmp_path.iterdir()
+    intact = (place / file).read_bytes()
+    (place / file).write_bytes(bytes([intact[0] ^ 1]) + intact[1:])
+    assert np.array_equal(probabilities(network, tmp_path), expected)
+    assert (place / file).read_bytes() == intact
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_model_without_large_weights_is_shared_too(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "package")
+    assert shared_weights.shared(package.read("model.onnx"), tmp_path / "weights") is not None
+    assert np.array_equal(probabilities(package, tmp_path / "weights"), probabilities(package, None))
+
+
+def test_where_nothing_can_be_written_the_bytes_serve(network: ModelPackage, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("a file where a folder should be")
+    assert shared_weights.shared(network.read("model.onnx"), tmp_path / "weights") is None
+    assert np.array_equal(probabilities(network, tmp_path / "weights"), probabilities(network, None))
