@@ -37,6 +37,8 @@ _KEYS_GRACE_S = 3600.0
 _FETCH_TIMEOUT_S = 3.0
 _MAX_KEYS_BYTES = 1_000_000
 _MAX_BELIEVED = 10_000
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""Beside JoseError, what parsers raise for what is no token: a header that is a list, claims nested without end."""
 
 logger = logging.getLogger("darkroom.access")
 
@@ -86,7 +88,7 @@ class Tokens:
         try:
             decoded = jwt.decode(token, keys, algorithms=list(rules.algorithms))
             registry.validate(decoded.claims)
-        except (JoseError, ValueError, TypeError, KeyError) as error:
+        except (JoseError, *_MALFORMED) as error:
             logger.info("token refused", extra={"reason": f"{type(error).__name__}: {error}"[:200]})
             return None
         return dict(decoded.claims)
@@ -132,7 +134,7 @@ class Tokens:
             self._tried_at = self._clock()
             try:
                 found = KeySet.import_key_set(json.loads(await asyncio.to_thread(self._fetch)))
-            except (OSError, ValueError, TypeError, KeyError, JoseError) as error:
+            except (OSError, JoseError, *_MALFORMED) as error:
                 logger.warning("the issuer's keys cannot be read", extra={"reason": f"{type(error).__name__}: {error}"})
                 return
             self._keys, self._read_at = found, self._clock()
@@ -163,7 +165,7 @@ def _key_id(token: str) -> str | None:
 
     try:
         found = jws.extract_compact(token.encode()).headers().get("kid")
-    except (JoseError, ValueError, TypeError):
+    except (JoseError, *_MALFORMED):
         return None
     return found if isinstance(found, str) else None
 

@@ -39,10 +39,16 @@ def b64(value: object) -> str:
     return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
 
 
-def signed(key: RSAKey = RSA, algorithm: str = "RS256", header: dict[str, Any] | None = None, **changes: Any) -> str:
+def signed(
+    key: RSAKey = RSA,
+    algorithm: str = "RS256",
+    header: dict[str, Any] | None = None,
+    payload: bytes | None = None,
+    **changes: Any,
+) -> str:
     """By hand: the library refuses to make most of what it must refuse to take."""
     head = b64({"alg": algorithm, "kid": key.kid, **(header or {})})
-    signed_part = f"{head}.{b64(claims(**changes))}"
+    signed_part = f"{head}.{b64(claims(**changes) if payload is None else payload)}"
     digest = {"RS256": hashes.SHA256(), "RS512": hashes.SHA512()}[algorithm]
     signature = key.private_key.sign(signed_part.encode(), padding.PKCS1v15(), digest)
     return f"{signed_part}.{b64(signature)}"
@@ -114,7 +120,10 @@ def _other_claims() -> str:
         pytest.param("a.b.c.d.e", id="encrypted"),
         pytest.param("..", id="empty"),
         pytest.param(f"{b64([])}.{b64([])}.{b64(b'x')}", id="lists"),
-        pytest.param(f"{b64({'alg': 'RS256'})}.{'[' * 4000}.x", id="deep"),
+        pytest.param(f"{b64(['alg'])}.{b64({})}.{b64(b'x')}", id="a list that has an algorithm"),
+        pytest.param(f"{b64('alg')}.{b64({})}.{b64(b'x')}", id="a text that has an algorithm"),
+        pytest.param(signed(payload=b"[" * 5500), id="deep"),
+        pytest.param(signed(payload=b'{"a":' * 1000), id="deep objects"),
     ],
 )
 def test_a_bad_token_is_nobodys(found: Callable[[str], Credential | None], token: str) -> None:
