@@ -6,7 +6,7 @@ import socket
 import struct
 from contextlib import closing
 
-BINARY, CONTINUED = 2, 0
+CONTINUED, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 
 def connected(port: int, path: str = "/v1/models/colours/stream") -> socket.socket:
