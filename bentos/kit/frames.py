@@ -7,13 +7,18 @@ fragments it is cut, nor what it answers to a client that pings and does not rea
 from __future__ import annotations
 
 import asyncio
+import json
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidHeader
 from websockets.frames import CloseCode, Frame
+from websockets.http11 import Response
 
 from bentos.kit.budget import IN_FLIGHT
-from bentos.kit.errors import Overloaded
+from bentos.kit.errors import Overloaded, Problem, problem_table
+from bentos.kit.telemetry import accepted_request_id
 from pipelines.core.limits import BODY_TIMEOUT_S
 
 _MAX_FRAMES = 4096
@@ -35,6 +40,24 @@ class BoundedFrames(WebSocketsSansIOProtocol):
         """Bytes of messages that are complete and that the service has not taken yet."""
         self._num_controls = 0
         self._deadline: asyncio.TimerHandle | None = None
+        self._make_refusal = self.conn.reject
+        self.conn.reject = self._refusal  # type: ignore[method-assign]
+
+    def _refusal(self, status: int, text: str) -> Response:  # noqa: ARG002
+        """To what is no handshake: a problem, as everywhere, and not the library's text."""
+        error = self.conn.handshake_exc
+        if isinstance(error, InvalidHeader) and error.name == "Sec-WebSocket-Version":
+            status = HTTPStatus.UPGRADE_REQUIRED  # RFC 6455, 4.2.2
+        detail = str(error) if error is not None else HTTPStatus(status).phrase
+        given = self.request.headers.get_all("X-Request-ID")
+        request_id = accepted_request_id(given[0].encode("latin-1") if given else b"")
+        problem = Problem(status=status, reason="bad_handshake" if status < 500 else "internal_error", detail=detail)
+        response = self._make_refusal(status, json.dumps(problem_table(problem, request_id)))
+        del response.headers["Content-Type"]
+        response.headers.update({"Content-Type": "application/problem+json", "X-Request-ID": request_id})
+        if status == HTTPStatus.UPGRADE_REQUIRED:
+            response.headers["Sec-WebSocket-Version"] = "13"
+        return response
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), _PIECE_BYTES):
@@ -74,6 +97,12 @@ class BoundedFrames(WebSocketsSansIOProtocol):
         super().handle_pong(event)
 
     def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:  # uvicorn would log a traceback
+                self._fail(CloseCode.INVALID_DATA, "a text is not UTF-8")
+                return
         self._unread += sum(map(len, self.frames)) + _FRAME_BYTES
         self._stop_waiting()
         super().send_receive_event_to_app()
