@@ -76,6 +76,7 @@ def _configure_server() -> None:
         return make(
             front,
             # By name: BentoML silences every logger that is there before it sets up its own.
+            http="bentos.kit.heads:BoundedHeads",
             ws="bentos.kit.frames:BoundedFrames",
             ws_max_size=max_body_bytes() + FRAME_SLACK_BYTES,
             # Images are compressed already, and what unpacks to a thousand times its size is an attack.

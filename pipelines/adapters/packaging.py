@@ -30,7 +30,7 @@ from pipelines.core.storage import Storage
 from pipelines.settings import REPOSITORY
 
 SERVICE = "bentos.classifier.service:ClassifierService"
-ROOTS = ("bentos.classifier.service", "bentos.kit.worker", "bentos.kit.frames")
+ROOTS = ("bentos.classifier.service", "bentos.kit.worker", "bentos.kit.frames", "bentos.kit.heads")
 """What a serving process runs; the bento holds these modules and all of ours that they import, and no others, so that
 a change elsewhere leaves it as it is."""
 BUILD_TIMEOUT_S = 120

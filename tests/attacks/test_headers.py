@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 from example_packages import coloured
@@ -44,6 +45,32 @@ from serving_platform import ask
 def test_a_head_that_is_wrong_is_refused(door: Door, head: str, statuses: set[int]) -> None:
     answer = raw_answer(door.port, f"{head}\r\nConnection: close\r\n\r\n".encode())
     assert int(answer.split()[1]) in statuses, answer[:300]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        f"GET {PATH} HTTP/1.1\r\nX-Long: ",
+        f"GET {PATH}?",
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Long: ",
+    ],
+    ids=["header", "path", "trailer"],
+)
+def test_a_process_bounds_heads_itself(door: Door, start: str) -> None:
+    """A head that is a little too large is told so; of one without end not more is kept."""
+    connection = socket.create_connection(("127.0.0.1", door.served.port), timeout=10)
+    with memory_of((door.served.pid,)) as memory, connection:
+        connection.sendall(start.encode())
+        with pytest.raises(OSError):
+            connection.sendall(b"a" * 2**26)
+    assert max(memory.growth_mb) < 10
+
+
+def test_a_process_says_what_is_too_large(door: Door) -> None:
+    answer = raw_answer(door.served.port, f"GET {PATH} HTTP/1.1\r\nX-Long: {'a' * 65_536}".encode())
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(body)["reason"] == "headers_too_large"
 
 
 def test_paths_mean_what_they_say(door: Door) -> None:

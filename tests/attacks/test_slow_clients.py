@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import pytest
-from drips import ATTACKS, DRIP_S, seconds_until_ended, slow_batch, slow_body, slow_chunks, slow_frame
+from drips import ATTACKS, DRIP_S, seconds_until_ended, slow_batch, slow_body, slow_chunks, slow_frame, slow_headers
 from front_door import Bystander, Door
 
 from bentos.kit.bodies import READ_TIMEOUT_S
@@ -30,7 +30,7 @@ def test_whoever_drips_is_ended(door: Door) -> None:
 def test_a_process_ends_them_itself(door: Door) -> None:
     """The same without Envoy before it, a little later."""
     alone = replace(door, settings=replace(door.settings, gateway_port=door.served.port))
-    attacks = [slow_body, slow_chunks, slow_batch, slow_frame]
+    attacks = [slow_headers, slow_body, slow_chunks, slow_batch, slow_frame]
     held = seconds_until_ended(alone, attacks * 4)
     assert {attack.__name__ for attack in attacks} == set(held)
     assert max(held.values()) < READ_TIMEOUT_S + 2 * DRIP_S
