@@ -63,7 +63,7 @@ class Tokens:
         if claims is None:
             return None
         credential = self._credential(claims)
-        self._believed[digest] = (credential, min(float(claims["exp"]) + _LEEWAY_S, self._clock() + _BELIEVED_S))
+        self._believed[digest] = (credential, min(claims["exp"] + _LEEWAY_S, self._clock() + _BELIEVED_S))
         if len(self._believed) > _MAX_BELIEVED:
             self._believed.popitem(last=False)
         return credential
@@ -84,6 +84,7 @@ class Tokens:
         try:
             decoded = jwt.decode(token, keys, algorithms=list(rules.algorithms))
             registry.validate(decoded.claims)
+            str(decoded.claims["sub"]).encode()  # it goes into logs and the database
         except (JoseError, *_MALFORMED) as error:
             logger.info("token refused", extra={"reason": f"{type(error).__name__}: {error}"[:200]})
             return None

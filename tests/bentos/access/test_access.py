@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import urllib.request
@@ -14,6 +15,8 @@ import grpc
 import psycopg
 import pytest
 from example_packages import coloured
+from joserfc import jwt
+from joserfc.jwk import KeySet, RSAKey
 from key_stores import EVERYBODY, KeyStore, check_endpoint, expected, handshake, key_store
 from served_bento import Served, serve
 from serving_platform import ask, wait_until
@@ -28,6 +31,8 @@ from pipelines.core.model_package import ModelPackage
 from pipelines.settings import Settings
 
 IMAGE = coloured("red", 1)
+ISSUER = "https://issuer.example"
+ISSUERS = RSAKey.generate_key(2048, {"kid": "one"}, private=True)
 CALLS = {
     "/inference.GRPCInferenceService/ServerLive": Scope.PUBLIC,
     "/inference.GRPCInferenceService/ServerReady": Scope.PUBLIC,
@@ -58,7 +63,10 @@ def guarded(
     bento: Path, package: ModelPackage, postgres_settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guarded]:
     store = key_store(postgres_settings, tmp_path_factory.mktemp("secrets"))
-    with serve(bento, package, **store.variables) as served:
+    keys = tmp_path_factory.mktemp("issuer") / "keys.json"
+    keys.write_text(json.dumps(KeySet([ISSUERS]).as_dict(private=False)))
+    tokens = {"DARKROOM_JWT_ISSUER": ISSUER, "DARKROOM_JWT_AUDIENCE": "darkroom", "DARKROOM_JWT_KEYS": str(keys)}
+    with serve(bento, package, **store.variables, **tokens) as served:
         yield Guarded(served=served, **vars(store))
 
 
@@ -121,6 +129,41 @@ def test_probes_are_open(guarded: Guarded, path: str) -> None:
 )
 def test_junk_is_nobodys_key(guarded: Guarded, value: str) -> None:
     assert guarded.classify({"Authorization": value}) == 401
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def token(key: RSAKey = ISSUERS, seconds: int = 1000) -> str:
+    claims = {"iss": ISSUER, "aud": "darkroom", "sub": "anna", "exp": int(time.time()) + seconds}
+    claims |= {"darkroom_role": "predictor"}
+    return str(jwt.encode({"alg": "RS256", "kid": "one"}, claims, key, algorithms=["RS256"]))
+
+
+def by_every_transport(guarded: Guarded, header: dict[str, str]) -> tuple[int, int, grpc.StatusCode]:
+    found = guarded.classify(header), handshake(guarded.served.port, "/v1/stream", header)
+    return *found, call(guarded, "/inference.GRPCInferenceService/ServerMetadata", header)
+
+
+def test_a_token_opens_on_every_transport(guarded: Guarded) -> None:
+    assert by_every_transport(guarded, bearer(token())) == (200, 101, grpc.StatusCode.OK)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param("WyJhbGciXQ.e30.eA", id='["alg"]'),
+        pytest.param("ImFsZyI.e30.eA", id='"alg"'),
+        pytest.param("eyJhbGciOiJub25lIn0.e30.", id="alg none"),
+        pytest.param(token(seconds=-100), id="ended"),
+        pytest.param(token(RSAKey.generate_key(2048, {"kid": "one"}, private=True)), id="a stranger's key"),
+        pytest.param("W" * 4000 + "." + "W" * 3000 + ".e30", id="long"),
+    ],
+)
+def test_a_bad_token_opens_on_no_transport(guarded: Guarded, bad: str) -> None:
+    assert by_every_transport(guarded, bearer(bad)) == (401, 401, grpc.StatusCode.UNAUTHENTICATED)
+    assert "Traceback" not in guarded.served.log.read_text()
 
 
 def test_keys_of_other_installations_and_changed_ones_do_not_open(guarded: Guarded) -> None:
