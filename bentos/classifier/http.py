@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from bentos.classifier import rest, stream
 from bentos.classifier.batch import classify_batch
 from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.index import index
 from bentos.classifier.oip import rest as oip
 from bentos.classifier.oip.grpc_server import GrpcServer
 from bentos.kit import life
@@ -28,6 +29,7 @@ SERVICE = "darkroom-classifier"
 def table() -> Table:
     """Every path that there is, with the scope that it asks for."""
     found = [
+        Endpoint(name="index", path="/", scope=Scope.READ_MODELS, handler=index, method="GET", any_model=True),
         get("describe", "/v1/models/{name}", Scope.READ_MODELS, rest.describe),
         get("metrics", "/metrics", Scope.READ_METRICS, metrics),
         *oip.endpoints(),

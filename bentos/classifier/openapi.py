@@ -54,6 +54,7 @@ def document(dataplane: Dataplane) -> Table:
                 "/v1/classify/batch": {"post": _batch("classifyBatchByDefault")},
                 f"{v1}/embed": {"post": _embed("embed")},
                 "/v1/embed": {"post": _embed("embedByDefault")},
+                "/": {"get": _get("index", "The models that the credential is good for.", "Index")},
                 v1: {"get": _get("describe", "What serves.", "Model", dataplane.describe())},
                 "/v2": {"get": _get("serverMetadata", "The server and its extensions.", "ServerMetadata")},
                 "/v2/health/live": {"get": _get("serverLive", "Whether the process lives.", "Live")},
@@ -181,6 +182,13 @@ def _schemas() -> Table:
                 "input_height": whole,
                 "input_width": whole,
                 "class_names": texts,
+            }
+        ),
+        "Index": object_of(
+            {
+                "service": text,
+                "models": {"type": "object", "additionalProperties": text},
+                "default_model": {"type": ["string", "null"]},
             }
         ),
         "Problem": object_of(problem),

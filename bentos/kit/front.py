@@ -51,6 +51,8 @@ class Endpoint:
     method: str = "POST"
     socket: SocketHandler | None = None
     """Instead of a handler: by WebSocket."""
+    any_model: bool = False
+    """It is about no model, so credentials for other models are good for it, too."""
 
 
 def get(name: str, path: str, scope: Scope, handler: Handler) -> Endpoint:
@@ -196,9 +198,8 @@ class Front:
         """Who may not read models does not learn either which paths there are."""
         state = self._served.state
         wanted = endpoint.scope if endpoint else Scope.READ_MODELS
-        scope[CALLER] = await state.guard.admit(
-            headers.get(b"authorization"), wanted, scope["path_params"].get("name", state.model_name), scope[REQUEST_ID]
-        )
+        model = None if endpoint and endpoint.any_model else scope["path_params"].get("name", state.model_name)
+        scope[CALLER] = await state.guard.admit(headers.get(b"authorization"), wanted, model, scope[REQUEST_ID])
 
 
 def _trace(

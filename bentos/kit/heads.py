@@ -27,6 +27,7 @@ class BoundedHeads(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._is_new = True
         self._unused = 0
         """Bytes that came since a head was whole, or a part of a body came."""
         self._used = self._begun = self._in_body = False
@@ -35,13 +36,17 @@ class BoundedHeads(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait()
+        # As long as between two requests: the gateway may have opened it for one that was taken back.
+        self._deadline = self.loop.call_later(self.timeout_keep_alive, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_new:
+            self._is_new = False
+            self._stop_waiting()
         self._used = False
         super().data_received(data)
         if self.transport.is_closing():
@@ -70,6 +75,10 @@ class BoundedHeads(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._used, self._in_body = True, False
         super().on_message_complete()
+
+    def _should_upgrade(self) -> bool:
+        # RFC 6455, 4.2.1; uvicorn goes on as if it were HTTP/1.1.
+        return bool(super()._should_upgrade() and self.parser.get_http_version() == "1.1")
 
     # --- limits -----------------------------------------------------------------------------------------------------
 

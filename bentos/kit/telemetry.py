@@ -164,4 +164,7 @@ def log_json() -> None:
         # BentoML silences every logger that was there before it set up its own.
         logging.getLogger(name).disabled = False
     logging.getLogger().setLevel(logging.INFO)
-    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+    # Below a warning uvicorn writes every WebSocket's path with its query, where people do put keys. So far BentoML
+    # silences it, too.
+    for name in ("uvicorn.access", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.WARNING)

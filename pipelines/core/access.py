@@ -17,6 +17,10 @@ from enum import StrEnum
 _SHAPE = re.compile(r"dk_[A-Za-z0-9_-]{43}[0-9a-f]{8}")
 
 
+DEPLOYED_HEADER, DEFAULT_HEADER = "x-darkroom-deployed", "x-darkroom-default"
+"""Which models there are, and which is the default, as the gateway says it to the process that lists them."""
+
+
 class Scope(StrEnum):
     """What a route or a call asks of its caller."""
 

@@ -27,7 +27,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        body = json.dumps({"cluster": self.server.cluster, "path": self.path, "id": self.headers["x-request-id"]})  # type: ignore[attr-defined]
+        told = {"cluster": self.server.cluster, "path": self.path, "id": self.headers["x-request-id"]}  # type: ignore[attr-defined]
+        if self.path == "/":
+            told |= {name: self.headers[f"x-darkroom-{name}"] for name in ("deployed", "default")}
+        body = json.dumps(told)
         self.send_response(200)
         if self.path == "/readyz":
             self.send_header("x-envoy-upstream-healthchecked-cluster", self.server.cluster)  # type: ignore[attr-defined]
@@ -76,6 +79,9 @@ def gateway(home_settings: Settings) -> Iterator[Gateway]:
         yield running
 
 
+NO_MODEL = "no such model; GET / with a key lists those that are deployed"
+
+
 def view(clusters: dict[str, tuple[int, ...]], routes: dict[str, dict[str, int]] | None = None) -> View:
     """Clusters of ports that stand for gRPC too, and routes of weights by cluster."""
     return View(
@@ -99,9 +105,7 @@ def route(gateway: Gateway, clusters: dict[str, tuple[int, ...]], routes: dict[s
 
 def test_nothing_deployed_is_a_problem_and_not_a_mystery(gateway: Gateway, home_settings: Settings) -> None:
     port = home_settings.gateway_port
-    status, index = ask(port, "/")
-    assert (status, index["models"], index["default_model"]) == (200, {}, None)
-    for path in ("/v1/classify", "/v1/models/digits/classify", "/readyz"):
+    for path in ("/", "/v1/classify", "/v1/models/digits/classify", "/readyz"):
         status, problem = ask(port, path, headers={"X-Request-ID": "mine"})
         assert (status, problem["status"], problem["request_id"]) == (503, 503, "mine")
         assert "deployed yet" in problem["detail"]
@@ -118,8 +122,18 @@ def test_routes_by_model_and_default(gateway: Gateway, home_settings: Settings) 
         assert (answer["cluster"], answer["path"]) == ("clothing-v1-2", "/v1/models/clothing/classify?top_k=2")
         assert ask(port, "/v1/models/clothing/readyz")[1]["path"] == "/readyz"
         status, problem = ask(port, "/v1/models/digit/classify", b"x")
-        assert (status, problem["detail"]) == (404, "no such model; deployed: clothing, digits")
-        assert set(ask(port, "/")[1]["models"]) == {"clothing", "digits"}
+        assert (status, problem["detail"]) == (404, NO_MODEL)
+        # Which models there are is for the process to tell, to whoever has a key.
+        assert ask(port, "/", headers={"x-darkroom-deployed": "x"})[1] | {"id": ""} == {
+            "cluster": "digits-v1-1",
+            "path": "/",
+            "id": "",
+            "deployed": "clothing,digits",
+            "default": "digits",
+        }
+        route(gateway, {"clothing-v1-2": (second,)}, {"clothing": {"clothing-v1-2": 100}})
+        answer = ask(port, "/")[1]
+        assert (answer["cluster"], answer["deployed"], answer["default"]) == ("clothing-v1-2", "clothing", "-")
 
 
 def test_the_search_for_similar_images_has_its_own_process(gateway: Gateway, home_settings: Settings) -> None:

@@ -13,7 +13,7 @@ from example_packages import coloured
 from front_door import PATH, Bystander, Door, memory_of
 from http2_frames import GRPC, Connection, request_of
 from serving_platform import ask
-from websocket_frames import BINARY, CONTINUED, close_code, connected, head_of
+from websocket_frames import BINARY, CONTINUED, PING, close_code, connected, head_of
 
 from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES
 
@@ -127,6 +127,35 @@ def test_a_message_in_fragments_without_number(door: Door) -> None:
         connection.sendall(head_of(1, opcode=BINARY, final=False) + b"x" + empty * 5000)
         assert close_code(connection) == 1009
     assert max(memory.growth_mb) < 10
+
+
+@pytest.mark.parametrize("straight", [False, True], ids=["gateway", "process"])
+@pytest.mark.parametrize(
+    ("opcode", "size"), [(PING, 125), (PING, 0), (BINARY, 0)], ids=["pings", "empty-pings", "empty-messages"]
+)
+def test_small_frames_without_end(door: Door, straight: bool, opcode: int, size: int) -> None:
+    """Each is answered or waits for its answer, which nobody reads."""
+    piece = (head_of(size, opcode=opcode) + bytes(size)) * (MIB // (size + 6))
+
+    def attack(_: int) -> bool:
+        connection = connected(door.served.port if straight else door.port)
+        connection.settimeout(3)
+        with connection:
+            try:
+                for _piece in range(32):
+                    connection.sendall(piece)
+            except OSError:  # closed, or no longer read from
+                return True
+        return False
+
+    with (
+        memory_of(door.pids) as memory,
+        Bystander(door.port).asking() as bystander,
+        ThreadPoolExecutor(20) as attackers,
+    ):
+        assert set(attackers.map(attack, range(20))) == {True}
+    assert sum(memory.growth_mb) < 60, memory.growth_mb
+    assert bystander.failures == []
 
 
 def test_a_small_image_gets_in_while_large_bodies_hold_what_they_may(door: Door) -> None:

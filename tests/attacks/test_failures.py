@@ -37,6 +37,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from bentos.classifier.oip import inference_pb2 as messages
+from pipelines.adapters import database
+from pipelines.core.access import new_key
 from pipelines.core.limits import MAX_BODY_BYTES
 from pipelines.core.model_package import ModelPackage
 from pipelines.core.processes import marked
@@ -264,6 +266,14 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return settings
 
 
+def new_predictor(house: Settings, name: str) -> dict[str, str]:
+    """The header of a new key in the database."""
+    key = new_key()
+    grant = database.Grant(name=name, role="predictor")
+    database.create_key(house.database_url("darkroom"), key, grant, actor="test")
+    return {"Authorization": f"Bearer {key}"}
+
+
 @pytest.mark.heavy
 def test_predictions_go_on_without_database_and_object_store(
     house: Settings, database_server: ManagedProcess, tmp_path: Path
@@ -272,8 +282,17 @@ def test_predictions_go_on_without_database_and_object_store(
     build = make_build(house, tmp_path, model="colours", version=1)
     with serving(house) as reconciler:
         assert deploy(house, build).state == "live"
+        asked, unasked = new_predictor(house, "asked"), new_predictor(house, "unasked")
+        assert ask(house.gateway_port, PATH, coloured("blue"), asked)[0] == 200
         postgres.stop(database_server)
         shutil.rmtree(house.store_uri)
+        # Whom the database vouched for is let in for a while yet; of others nobody can say anything.
+        assert ask(house.gateway_port, PATH, coloured("blue"), asked)[0] == 200
+        status, problem = ask(house.gateway_port, PATH, coloured("blue"), unasked)
+        assert (status, problem["reason"]) == (503, "keys_unavailable")
+        made_up = {"Authorization": f"Bearer {new_key()}"}
+        assert ask(house.gateway_port, PATH, coloured("blue"), made_up)[0] == 503
+        assert ask(house.gateway_port, PATH, coloured("blue"), {"Authorization": "Bearer junk"})[0] == 401
         with Load(house.gateway_port, PATH).running() as load:
             wait_until(lambda: load.num_answers > 50)
         assert load.failures == []

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from example_packages import coloured
-from front_door import PATH, Bystander, Door, memory_of
+from front_door import PATH, Bystander, Door, memory_of, raw_answer
 from http2_frames import (
     CONTINUATION,
     DATA,
@@ -26,15 +26,6 @@ from http2_frames import (
 from serving_platform import ask
 
 from bentos.kit.heads import MAX_HEAD_BYTES
-
-
-def raw_answer(port: int, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(request)
-        answer = b""
-        while more := connection.recv(65_536):
-            answer += more
-        return answer
 
 
 @pytest.mark.parametrize(

@@ -117,4 +117,4 @@ def test_nothing_of_it_came_from_memory(network: Door) -> None:
         text = connection.getresponse().read().decode()
     finally:
         connection.close()
-    assert 'darkroom_cache_lookups_total{result="hit"} 0.0' in text
+    assert 'darkroom_cache_lookups_total{level="memory",result="hit"} 0.0' in text

@@ -84,9 +84,9 @@ def served_version(settings: Settings) -> str | None:
 
 
 def test_before_the_first_deployment_the_gateway_says_so(reconciler: Reconciler, settings: Settings) -> None:
-    wait_until(lambda: ask(settings.gateway_port, "/")[0] == 200)
+    wait_until(lambda: ask(settings.gateway_port, "/")[0] == 503)
     status, problem = ask(settings.gateway_port, "/v1/classify", coloured("red"))
-    assert (status, problem["status"], problem["detail"]) == (503, 503, "colours is not deployed yet")
+    assert (status, problem["status"], problem["detail"]) == (503, 503, "the default model is not deployed yet")
 
 
 def test_a_deployment_serves_by_name_and_by_default(

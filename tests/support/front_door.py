@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -66,6 +67,16 @@ def front_door(settings: Settings, bento: Path, package: ModelPackage, **variabl
             yield Door(settings=settings, envoy_pid=envoy.pid, served=served)
     finally:
         envoy.stop(5)
+
+
+def raw_answer(port: int, request: bytes) -> bytes:
+    """All that comes back until the other side closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(request)
+        answer = b""
+        while more := connection.recv(65_536):
+            answer += more
+        return answer
 
 
 def resident_bytes(pid: int) -> int:

@@ -66,11 +66,11 @@ class Guard:
         self._shared_rates = SharedRates(redis, self._rates, scope=scope) if redis is not None else None
         self._quotas = Quotas(store)
 
-    async def admit(self, authorization: bytes | None, scope: Scope, model: str, request_id: str) -> Caller:
+    async def admit(self, authorization: bytes | None, scope: Scope, model: str | None, request_id: str) -> Caller:
         """Who asks, where they may.
 
-        `authorization` is the header's value, `model` what the request is about. Raises RequestRefused: 401 without a
-        valid credential, 403 where it is not good for this, 429 for too many, 503 where nobody can say.
+        `authorization` is the header's value, `model` what the request is about, if about one. Raises RequestRefused:
+        401 without a valid credential, 403 where it is not good for this, 429 for too many, 503 where nobody can say.
         """
         if scope is Scope.PUBLIC or not self._required:
             credential = ANYBODY
@@ -78,7 +78,7 @@ class Guard:
             credential = await self._who(authorization)
             if not credential.may(scope):
                 raise RequestRefused(403, "forbidden", f"role {credential.role!r} has no scope {scope.value!r}")
-            if not credential.knows(model):
+            if model is not None and not credential.knows(model):
                 raise RequestRefused(403, "forbidden", f"this credential is not good for model {model!r}")
             if scope is Scope.PREDICT:
                 await self._quotas.prepare(credential)

@@ -10,13 +10,11 @@ import hashlib
 import json
 import logging
 import time
-import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from bentos.kit.access import issuer
 from bentos.kit.access.settings import TokenRules
 from bentos.kit.errors import RequestRefused
 from pipelines.core.access import ROLES, Credential
@@ -34,9 +32,9 @@ _ROTATION_S = 10.0
 """… or when a token names one that is not known, but not more often than this."""
 _KEYS_GRACE_S = 3600.0
 """Keys that cannot be read anew are believed for so long."""
-_FETCH_TIMEOUT_S = 3.0
-_MAX_KEYS_BYTES = 1_000_000
 _MAX_BELIEVED = 10_000
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""Beside JoseError, what parsers raise for what is no token: a header that is a list, claims nested without end."""
 
 logger = logging.getLogger("darkroom.access")
 
@@ -65,7 +63,7 @@ class Tokens:
         if claims is None:
             return None
         credential = self._credential(claims)
-        self._believed[digest] = (credential, min(float(claims["exp"]) + _LEEWAY_S, self._clock() + _BELIEVED_S))
+        self._believed[digest] = (credential, min(claims["exp"] + _LEEWAY_S, self._clock() + _BELIEVED_S))
         if len(self._believed) > _MAX_BELIEVED:
             self._believed.popitem(last=False)
         return credential
@@ -86,7 +84,8 @@ class Tokens:
         try:
             decoded = jwt.decode(token, keys, algorithms=list(rules.algorithms))
             registry.validate(decoded.claims)
-        except (JoseError, ValueError, TypeError, KeyError) as error:
+            str(decoded.claims["sub"]).encode()  # it goes into logs and the database
+        except (JoseError, *_MALFORMED) as error:
             logger.info("token refused", extra={"reason": f"{type(error).__name__}: {error}"[:200]})
             return None
         return dict(decoded.claims)
@@ -131,29 +130,16 @@ class Tokens:
                 return
             self._tried_at = self._clock()
             try:
-                found = KeySet.import_key_set(json.loads(await asyncio.to_thread(self._fetch)))
-            except (OSError, ValueError, TypeError, KeyError, JoseError) as error:
+                found = KeySet.import_key_set(json.loads(await self._fetched()))
+            except (OSError, JoseError, *_MALFORMED) as error:
                 logger.warning("the issuer's keys cannot be read", extra={"reason": f"{type(error).__name__}: {error}"})
                 return
             self._keys, self._read_at = found, self._clock()
 
-    def _fetch(self) -> bytes:
-        place = self._rules.keys
-        if not place:
-            found = json.loads(_read(f"{self._rules.issuer.rstrip('/')}/.well-known/openid-configuration"))
-            place = str(found["jwks_uri"])
-        return _read(place)
-
-
-def _read(place: str) -> bytes:
-    """A file, or a URL of https; http only on this machine. Raises OSError, ValueError."""
-    parts = urlsplit(place)
-    if parts.scheme == "":
-        return Path(place).read_bytes()
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")):
-        raise ValueError(f"{place}: expected a file or an https address")
-    with urllib.request.urlopen(place, timeout=_FETCH_TIMEOUT_S) as response:  # noqa: S310  (scheme is checked above)
-        return bytes(response.read(_MAX_KEYS_BYTES))
+    async def _fetched(self) -> bytes:
+        """Requests wait for it, and so not longer than for two answers, whatever they are read from."""
+        async with asyncio.timeout(2 * issuer.FETCH_TIMEOUT_S + 1):
+            return await asyncio.to_thread(issuer.read_key_set, self._rules)
 
 
 def _key_id(token: str) -> str | None:
@@ -163,7 +149,7 @@ def _key_id(token: str) -> str | None:
 
     try:
         found = jws.extract_compact(token.encode()).headers().get("kid")
-    except (JoseError, ValueError, TypeError):
+    except (JoseError, *_MALFORMED):
         return None
     return found if isinstance(found, str) else None
 

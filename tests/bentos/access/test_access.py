@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import urllib.request
@@ -14,20 +15,24 @@ import grpc
 import psycopg
 import pytest
 from example_packages import coloured
+from joserfc import jwt
+from joserfc.jwk import KeySet, RSAKey
+from key_stores import EVERYBODY, KeyStore, check_endpoint, expected, handshake, key_store
 from served_bento import Served, serve
-from serving_platform import ask, in_own_schema, wait_until
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from serving_platform import ask, wait_until
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from bentos.classifier.http import table
 from bentos.kit.front import Endpoint
 from pipelines.adapters import database
-from pipelines.core.access import ROLES, Scope, new_key
+from pipelines.core.access import Scope, new_key
 from pipelines.core.model_package import ModelPackage
-from pipelines.settings import SERVING_ROLE, Settings
+from pipelines.settings import Settings
 
 IMAGE = coloured("red", 1)
-EVERYBODY = (*ROLES, "another model's", "nobody")
+ISSUER = "https://issuer.example"
+ISSUERS = RSAKey.generate_key(2048, {"kid": "one"}, private=True)
 CALLS = {
     "/inference.GRPCInferenceService/ServerLive": Scope.PUBLIC,
     "/inference.GRPCInferenceService/ServerReady": Scope.PUBLIC,
@@ -44,22 +49,10 @@ CALLS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guarded:
-    """A process, its key store and a key of each role."""
+class Guarded(KeyStore):
+    """A process and its key store."""
 
     served: Served
-    url: str
-    keys: Mapping[str, str]
-
-    def header(self, who: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.keys[who]}"} if who in self.keys else {}
-
-    def make(self, name: str, **grant: object) -> dict[str, str]:
-        """The header of a new predictor's key."""
-        key = new_key()
-        given = database.Grant(name=name, role="predictor", **grant)  # type: ignore[arg-type]
-        database.create_key(self.url, key, given, actor="test")
-        return {"Authorization": f"Bearer {key}"}
 
     def classify(self, header: Mapping[str, str]) -> int:
         return ask(self.served.port, "/v1/classify", IMAGE, dict(header))[0]
@@ -69,69 +62,18 @@ class Guarded:
 def guarded(
     bento: Path, package: ModelPackage, postgres_settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guarded]:
-    url = in_own_schema(postgres_settings)
-    database.migrate(url)
-    database.allow_serving(url, SERVING_ROLE)
-    keys = {who: new_key() for who in (*ROLES, "another model's")}
-    for who, key in keys.items():
-        other = who not in ROLES
-        grant = database.Grant(name=who, role="admin" if other else who, models=("other",) if other else ())
-        database.create_key(url, key, grant, actor="test")
-    folder = tmp_path_factory.mktemp("secrets")
-    (folder / "url").write_text(postgres_settings.serving_database_url + "?" + url.partition("?")[2] + "\n")
-    (folder / "platform").write_text("the-platforms-own-key\n")
-    variables = {
-        "DARKROOM_AUTH": "required",
-        "DARKROOM_KEYS_URL_FILE": str(folder / "url"),
-        "DARKROOM_PLATFORM_KEY_FILE": str(folder / "platform"),
-    }
-    with serve(bento, package, **variables) as served:
-        yield Guarded(served=served, url=url, keys=keys)
-
-
-def expected(who: str, scope: Scope) -> int:
-    """401, 403, or 200 for whoever gets past the door."""
-    if scope is Scope.PUBLIC:
-        return 200
-    if who == "nobody":
-        return 401
-    return 200 if who in ROLES and scope in ROLES[who] else 403
-
-
-def path_of(endpoint: Endpoint) -> str:
-    return endpoint.path.replace("{name}", "colours").replace("{version}", "7")
+    store = key_store(postgres_settings, tmp_path_factory.mktemp("secrets"))
+    keys = tmp_path_factory.mktemp("issuer") / "keys.json"
+    keys.write_text(json.dumps(KeySet([ISSUERS]).as_dict(private=False)))
+    tokens = {"DARKROOM_JWT_ISSUER": ISSUER, "DARKROOM_JWT_AUDIENCE": "darkroom", "DARKROOM_JWT_KEYS": str(keys)}
+    with serve(bento, package, **store.variables, **tokens) as served:
+        yield Guarded(served=served, **vars(store))
 
 
 @pytest.mark.parametrize("who", EVERYBODY)
 @pytest.mark.parametrize("endpoint", table().endpoints, ids=lambda one: f"{one.method} {one.path}")
 def test_every_route_by_every_role(guarded: Guarded, endpoint: Endpoint, who: str) -> None:
-    if endpoint.socket is not None:
-        found = handshake(guarded, path_of(endpoint), guarded.header(who))
-    else:
-        body = IMAGE if endpoint.method == "POST" else None
-        found, answer = ask_any(guarded, path_of(endpoint), body, guarded.header(who))
-        if found in (401, 403):
-            assert answer["reason"] == {401: "unauthenticated", 403: "forbidden"}[found]
-    if expected(who, endpoint.scope) == 200:
-        assert found not in (401, 403)
-        assert found < 500
-    else:
-        assert found == expected(who, endpoint.scope)
-
-
-def ask_any(guarded: Guarded, path: str, body: bytes | None, header: dict[str, str]) -> tuple[int, dict[str, str]]:
-    try:
-        return ask(guarded.served.port, path, body, header)
-    except ValueError:  # metrics are no JSON
-        return 200, {}
-
-
-def handshake(guarded: Guarded, path: str, header: dict[str, str]) -> int:
-    try:
-        with connect(f"ws://127.0.0.1:{guarded.served.port}{path}", additional_headers=header):
-            return 101
-    except InvalidStatus as refused:
-        return refused.response.status_code
+    check_endpoint(guarded.served.port, endpoint, who, guarded.header(who))
 
 
 @pytest.mark.parametrize("who", EVERYBODY)
@@ -161,9 +103,7 @@ def call(guarded: Guarded, method: str, header: dict[str, str], message: bytes =
     return grpc.StatusCode.OK
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/docs.json", "/schema.json", "/v1", "/v1/models/colours/of-tomorrow", "/healthz/x"]
-)
+@pytest.mark.parametrize("path", ["/docs.json", "/schema.json", "/v1", "/v1/models/colours/of-tomorrow", "/healthz/x"])
 def test_what_is_not_listed_is_refused(guarded: Guarded, path: str) -> None:
     assert ask(guarded.served.port, path)[0] == 401
     assert ask(guarded.served.port, path, None, guarded.header("admin"))[0] == 404
@@ -189,6 +129,41 @@ def test_probes_are_open(guarded: Guarded, path: str) -> None:
 )
 def test_junk_is_nobodys_key(guarded: Guarded, value: str) -> None:
     assert guarded.classify({"Authorization": value}) == 401
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def token(key: RSAKey = ISSUERS, seconds: int = 1000) -> str:
+    claims = {"iss": ISSUER, "aud": "darkroom", "sub": "anna", "exp": int(time.time()) + seconds}
+    claims |= {"darkroom_role": "predictor"}
+    return str(jwt.encode({"alg": "RS256", "kid": "one"}, claims, key, algorithms=["RS256"]))
+
+
+def by_every_transport(guarded: Guarded, header: dict[str, str]) -> tuple[int, int, grpc.StatusCode]:
+    found = guarded.classify(header), handshake(guarded.served.port, "/v1/stream", header)
+    return *found, call(guarded, "/inference.GRPCInferenceService/ServerMetadata", header)
+
+
+def test_a_token_opens_on_every_transport(guarded: Guarded) -> None:
+    assert by_every_transport(guarded, bearer(token())) == (200, 101, grpc.StatusCode.OK)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param("WyJhbGciXQ.e30.eA", id='["alg"]'),
+        pytest.param("ImFsZyI.e30.eA", id='"alg"'),
+        pytest.param("eyJhbGciOiJub25lIn0.e30.", id="alg none"),
+        pytest.param(token(seconds=-100), id="ended"),
+        pytest.param(token(RSAKey.generate_key(2048, {"kid": "one"}, private=True)), id="a stranger's key"),
+        pytest.param("W" * 4000 + "." + "W" * 3000 + ".e30", id="long"),
+    ],
+)
+def test_a_bad_token_opens_on_no_transport(guarded: Guarded, bad: str) -> None:
+    assert by_every_transport(guarded, bearer(bad)) == (401, 401, grpc.StatusCode.UNAUTHENTICATED)
+    assert "Traceback" not in guarded.served.log.read_text()
 
 
 def test_keys_of_other_installations_and_changed_ones_do_not_open(guarded: Guarded) -> None:
@@ -234,7 +209,7 @@ def test_limits_hold_on_every_transport(guarded: Guarded) -> None:
     statuses = [guarded.classify(header) for _ in range(12)]
     assert statuses[:10] == [200] * 10
     assert 429 in statuses
-    assert handshake(guarded, "/v1/stream", header) == 429
+    assert handshake(guarded.served.port, "/v1/stream", header) == 429
     assert call(guarded, "/inference.GRPCInferenceService/ModelInfer", header) == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert ask(guarded.served.port, "/v1/models/colours", None, header)[0] == 200  # no image, no limit
 

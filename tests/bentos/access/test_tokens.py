@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hmac
 import json
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
@@ -39,10 +41,16 @@ def b64(value: object) -> str:
     return base64.urlsafe_b64encode(text).rstrip(b"=").decode()
 
 
-def signed(key: RSAKey = RSA, algorithm: str = "RS256", header: dict[str, Any] | None = None, **changes: Any) -> str:
+def signed(
+    key: RSAKey = RSA,
+    algorithm: str = "RS256",
+    header: dict[str, Any] | None = None,
+    payload: bytes | None = None,
+    **changes: Any,
+) -> str:
     """By hand: the library refuses to make most of what it must refuse to take."""
     head = b64({"alg": algorithm, "kid": key.kid, **(header or {})})
-    signed_part = f"{head}.{b64(claims(**changes))}"
+    signed_part = f"{head}.{b64(claims(**changes) if payload is None else payload)}"
     digest = {"RS256": hashes.SHA256(), "RS512": hashes.SHA512()}[algorithm]
     signature = key.private_key.sign(signed_part.encode(), padding.PKCS1v15(), digest)
     return f"{signed_part}.{b64(signature)}"
@@ -114,11 +122,107 @@ def _other_claims() -> str:
         pytest.param("a.b.c.d.e", id="encrypted"),
         pytest.param("..", id="empty"),
         pytest.param(f"{b64([])}.{b64([])}.{b64(b'x')}", id="lists"),
-        pytest.param(f"{b64({'alg': 'RS256'})}.{'[' * 4000}.x", id="deep"),
+        pytest.param(f"{b64(['alg'])}.{b64({})}.{b64(b'x')}", id="a list that has an algorithm"),
+        pytest.param(f"{b64('alg')}.{b64({})}.{b64(b'x')}", id="a text that has an algorithm"),
+        pytest.param(signed(payload=b"[" * 5500), id="deep"),
+        pytest.param(signed(payload=b'{"a":' * 1000), id="deep objects"),
     ],
 )
 def test_a_bad_token_is_nobodys(found: Callable[[str], Credential | None], token: str) -> None:
     assert found(token) is None
+
+
+# --- as attackers make them ----------------------------------------------------------------------------------------
+
+ORDER_OF_P256 = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+PUBLIC = RSA.as_dict(private=False)
+
+
+def by_ec(signature: Callable[[bytes], bytes], **header: Any) -> str:
+    signed_part = f"{b64({'alg': 'ES256', 'kid': EC.kid, **header})}.{b64(claims())}"
+    return f"{signed_part}.{b64(signature(signed_part.encode()))}"
+
+
+def psychic(r: int, s: int) -> str:
+    """A signature that a bad implementation takes for any message (CVE-2022-21449)."""
+    return by_ec(lambda _: r.to_bytes(32, "big") + s.to_bytes(32, "big"))
+
+
+def by_hmac(secret: bytes, **header: Any) -> str:
+    signed_part = f"{b64({'alg': 'HS256', 'kid': 'rsa-1', **header})}.{b64(claims())}"
+    return f"{signed_part}.{b64(hmac.digest(secret, signed_part.encode(), 'sha256'))}"
+
+
+def raw(head: str, payload: str, key: RSAKey = RSA) -> str:
+    """Header and claims to the letter, signed well."""
+    signed_part = f"{b64(head.encode())}.{b64(payload.encode())}"
+    return f"{signed_part}.{b64(key.private_key.sign(signed_part.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+
+
+def with_claim(name: str, json_text: str) -> str:
+    return raw('{"alg":"RS256","kid":"rsa-1"}', f'{json.dumps(claims())[:-1]},"{name}":{json_text}}}')
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *(
+            pytest.param(psychic(r, s), id=f"psychic {r:x} {s:x}")
+            for r in (0, ORDER_OF_P256)
+            for s in (0, ORDER_OF_P256)
+        ),
+        pytest.param(by_ec(lambda part: EC.private_key.sign(part, ECDSA(hashes.SHA256()))), id="ES256 in DER"),
+        pytest.param(by_ec(lambda _: b""), id="ES256 without a signature"),
+        pytest.param(signed(header={"kid": EC.kid}), id="RS256 by the key of ES256"),
+        pytest.param(by_ec(lambda _: bytes(64), kid=RSA.kid), id="ES256 by the key of RS256"),
+        pytest.param(by_hmac(json.dumps(PUBLIC).encode()), id="HMAC over the key's JSON"),
+        pytest.param(by_hmac(RSA.as_der(private=False)), id="HMAC over the key in DER"),
+        pytest.param(by_hmac(b""), id="HMAC over nothing"),
+        pytest.param(by_hmac(b"", kid=None), id="HMAC of no key"),
+        *(
+            pytest.param(f"{b64({'alg': name, 'kid': 'rsa-1'})}.{b64(claims())}.", id=f"alg {name}")
+            for name in ("nOnE", "NONE", "None", "", None, ["RS256"], {"RS256": 1}, 5)
+        ),
+        *(pytest.param(signed(header={"kid": kid}), id=f"key {kid}") for kid in (["rsa-1"], {"a": 1}, 5, True, "x")),
+        pytest.param(signed(header={"b64": False, "crit": ["b64"]}), id="claims that are not encoded"),
+        pytest.param(signed(header={"b64": False}), id="claims that are not encoded, uncritically"),
+        pytest.param(raw('{"alg":"RS256","alg":"none","kid":"rsa-1"}', json.dumps(claims())), id="two algorithms"),
+        pytest.param(with_claim("iss", '"https://other.example"'), id="two issuers"),
+        pytest.param(with_claim("exp", "1"), id="two ends"),
+        pytest.param(signed().replace(".", "=.", 1), id="padded header"),
+        pytest.param(signed() + "==", id="padded signature"),
+        pytest.param(" " + signed(), id="a space before"),
+        *(
+            pytest.param(with_claim("exp", text), id=f"end {text}")
+            for text in ("NaN", "Infinity", "-Infinity", "1e999", "true", "[]", "null", '"9999999999"')
+        ),
+        pytest.param(with_claim("nbf", "NaN"), id="beginning NaN"),
+        pytest.param(with_claim("sub", "true"), id="subject true"),
+        pytest.param(with_claim("sub", r'"\ud800"'), id="subject that is no Unicode"),
+    ],
+)
+def test_what_attackers_make_is_nobodys(found: Callable[[str], Credential | None], token: str) -> None:
+    assert found(token) is None
+
+
+def test_an_end_far_away_is_one(found: Callable[[str], Credential | None]) -> None:
+    assert found(with_claim("exp", "1" + "0" * 400)) is not None
+
+
+def test_keys_that_a_token_names_are_not_asked_for(found: Callable[[str], Credential | None]) -> None:
+    """Whoever listens at `jku` and `x5u` hears nothing, and what `x5c` brings counts for nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.3)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/keys"
+        for header in (
+            {"jku": url},
+            {"x5u": url},
+            {"x5c": [b64(STRANGER.as_der(private=False))]},
+            {"jku": url, "kid": "x"},
+        ):
+            assert found(signed(STRANGER, header=header)) is None
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 @pytest.mark.parametrize(

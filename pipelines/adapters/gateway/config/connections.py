@@ -187,7 +187,8 @@ def _access_log(path: Path) -> Resource:
         "protocol": "%PROTOCOL%",
         "tls": "%DOWNSTREAM_TLS_VERSION%",
         "method": "%REQ(:METHOD)%",
-        "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+        # Without the query, as in traces: people do put keys there.
+        "path": "%PATH(NQ)%",
         "status": "%RESPONSE_CODE%",
         "details": "%RESPONSE_CODE_DETAILS%",
         "flags": "%RESPONSE_FLAGS%",

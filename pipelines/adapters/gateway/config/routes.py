@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.adapters.gateway.config.clusters import SIMILAR, grpc_cluster
 from pipelines.adapters.gateway.config.parts import REQUEST_TIMEOUT_S, ROUTES_NAME, TYPES, Resource
+from pipelines.core.access import DEFAULT_HEADER, DEPLOYED_HEADER
 from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_MESSAGE_BYTES
 
 MODEL_HEADER, VERSION_HEADER = "x-darkroom-model", "x-darkroom-version"
@@ -31,10 +31,9 @@ def routes(models: Mapping[str, Sequence[Backend]], default_model: str, *, simil
     `similar`: whether there is a process that finds similar images.
     """
     default = models.get(default_model, ())
-    nothing = f"{default_model} is not deployed yet"
+    nothing = "the default model is not deployed yet"
     too_long = f"the body is larger than {MAX_BODY_BYTES} bytes"
     served = [route for model, backends in sorted(models.items()) for route in _routes_of(model, backends)]
-    known = ", ".join(sorted(models))
     return {
         "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
         "name": ROUTES_NAME,
@@ -47,17 +46,20 @@ def routes(models: Mapping[str, Sequence[Backend]], default_model: str, *, simil
                 "routes": [
                     *_batch_routes(models, default),
                     _problem(_longer({"prefix": "/"}, MAX_BODY_BYTES), 413, too_long),
-                    _index(sorted(models), default_model),
+                    _index(models, default_model),
                     *_similar_routes(similar),
                     *served,
                     *_default_routes(default, nothing),
                     *(
-                        _problem({"prefix": prefix}, 404, f"no such model; deployed: {known}")
+                        # Anybody may read this, and so it names none.
+                        _problem(
+                            {"prefix": prefix}, 404, "no such model; GET / with a key lists those that are deployed"
+                        )
                         if models
                         else _problem({"prefix": prefix}, 503, "nothing is deployed yet")
                         for prefix in ("/v1/models/", "/v2/models/")
                     ),
-                    _problem({"prefix": "/"}, 404, "no such path; / lists what there is"),
+                    _problem({"prefix": "/"}, 404, "no such path; GET / with a key lists what there is"),
                 ],
             }
         ],
@@ -205,27 +207,17 @@ def _longer(match: Resource, max_bytes: int) -> Resource:
     return {**match, "headers": [{"name": "content-length", "range_match": beyond}]}
 
 
-def _index(models: Sequence[str], default_model: str) -> Resource:
-    index = {
-        "service": "darkroom",
-        "models": {model: f"/v1/models/{model}/classify" for model in models},
-        "default_model": default_model if default_model in models else None,
-        "classify": "POST the bytes of one image to /v1/models/{name}/classify or /v1/classify",
-        "classify_batch": "POST a form's files, or a tar, to /v1/models/{name}/classify/batch; JSON lines come back",
-        "embed": "POST the bytes of one image to /v1/models/{name}/embed or /v1/embed",
-        "similar": "POST the bytes of one image to /v1/models/{name}/similar or /v1/similar; the nearest stored come",
-        "similar_openapi": "/v1/similar/openapi.json",
-        "stream": "WebSocket /v1/models/{name}/stream or /v1/stream: an image a frame, a JSON text back",
-        "openapi": "/v1/models/{name}/openapi.json or /v1/openapi.json",
-        "open_inference_protocol": "/v2 by REST, inference.GRPCInferenceService by gRPC, both on this port",
+def _index(models: Mapping[str, Sequence[Backend]], default_model: str) -> Resource:
+    """The list of models. A process gives it, which knows keys; the names it has from here."""
+    if not models:
+        return _problem({"path": "/"}, 503, "nothing is deployed yet")
+    found = _to(models.get(default_model) or models[min(models)], {"path": "/"})
+    told = {
+        DEPLOYED_HEADER: ",".join(sorted(models)),
+        DEFAULT_HEADER: default_model if default_model in models else "-",
     }
-    return {
-        "match": {"path": "/"},
-        "direct_response": {"status": 200, "body": {"inline_string": json.dumps(index)}},
-        "response_headers_to_add": [
-            {
-                "header": {"key": "content-type", "value": "application/json"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-        ],
-    }
+    found["request_headers_to_add"] = [
+        {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        for name, value in told.items()
+    ]
+    return found
