@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from convolution_packages import write_convolution_package
 from example_packages import write_package
-from photographs import photograph
+from weights_answers import probabilities
 
 from pipelines.core import shared_weights
-from pipelines.core.inference import Classifier
 from pipelines.core.model_package import ModelPackage
-
-IMAGES = [photograph(number) for number in range(5)]
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
     return write_convolution_package(tmp_path_factory.mktemp("network") / "package")
-
-
-def probabilities(package: ModelPackage, weights: Path | None, variant: str = "fp32") -> np.ndarray:
-    classifier = Classifier(package, variant, provider="cpu", weights=weights)
-    return classifier.predict_bytes(IMAGES).probabilities
 
 
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
@@ -38,8 +31,8 @@ def test_answers_are_the_very_same(network: ModelPackage, tmp_path: Path, varian
 
 
 def test_processes_that_start_together_make_one(network: ModelPackage, tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        found = pool.starmap(probabilities, [(network, tmp_path / "weights")] * 3)
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(probabilities, [network] * 3, [tmp_path / "weights"] * 3))
     assert all(np.array_equal(one, found[0]) for one in found)
     assert len(list((tmp_path / "weights").iterdir())) == 1
 
