@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.engine import LOOK_AGAIN_S
 from bentos.classifier.prediction_log import Asker
 from bentos.classifier.rest import named, options, predictions, who
 from bentos.kit.access import Caller
@@ -78,7 +79,9 @@ class _Batch:
                 asker = Asker(self._caller.credential.id, self._caller.request_id, index)
                 return await self._dataplane.classify(image, self._top_k, self._threshold, asker=asker)
             except Overloaded:
-                await self._dataplane.engine.room()  # and not the image hashed each time
+                # Where bytes are what is short there is room at once, and without a pause nobody would give any back.
+                await asyncio.sleep(LOOK_AGAIN_S)
+                await self._dataplane.engine.room()
 
 
 class _Lines(Response):

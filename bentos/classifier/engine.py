@@ -33,7 +33,7 @@ makes a line that is longer for 0.9% of those who come (M/D/1), and one of 4 wou
 """
 _SMOOTHING = 0.1
 """Weight of the newest batch in the running mean of seconds an image."""
-_LOOK_AGAIN_S = 0.05
+LOOK_AGAIN_S = 0.05
 """Of who waits for room. All of them look equally often, so none is passed over for ever."""
 
 logger = logging.getLogger("darkroom.engine")
@@ -95,7 +95,7 @@ class Engine:
             try:
                 self.admit()
             except Overloaded:
-                await asyncio.sleep(_LOOK_AGAIN_S)
+                await asyncio.sleep(LOOK_AGAIN_S)
             else:
                 return
 

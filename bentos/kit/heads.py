@@ -31,7 +31,8 @@ class BoundedHeads(HttpToolsProtocol):
         self._unused = 0
         """Bytes that came since a head was whole, or a part of a body came."""
         self._used = self._begun = self._in_body = False
-        self._since = 0.0
+        self._since = time.perf_counter()
+        """When the head began."""
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -60,7 +61,7 @@ class BoundedHeads(HttpToolsProtocol):
     # --- what the parser says ---------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._begun = True
+        self._begun, self._since = True, time.perf_counter()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -85,7 +86,6 @@ class BoundedHeads(HttpToolsProtocol):
     def _wait(self) -> None:
         """For the rest of a head; one that comes in one piece, as nearly all do, needs no timer."""
         if self._deadline is None:
-            self._since = time.perf_counter()
             self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
 
     def _stop_waiting(self) -> None:

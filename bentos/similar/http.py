@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 
 from bentos.kit import life
 from bentos.kit.access import Guard
-from bentos.kit.front import Table, get, post
+from bentos.kit.front import Endpoint, Table, get, post
 from bentos.kit.settings import SearchSettings, max_bytes_in_flight
 from bentos.kit.telemetry import LIMIT, metrics
 from bentos.similar import rest
@@ -30,7 +30,14 @@ def table() -> Table:
         [
             post("similar", "/v1/similar", Scope.PREDICT, rest.similar),
             post("similar", "/v1/models/{name}/similar", Scope.PREDICT, rest.similar),
-            get("openapi", "/v1/similar/openapi.json", Scope.READ_MODELS, rest.openapi),
+            Endpoint(
+                name="openapi",
+                path="/v1/similar/openapi.json",
+                scope=Scope.READ_MODELS,
+                handler=rest.openapi,
+                method="GET",
+                any_model=True,
+            ),
             get("metrics", "/metrics", Scope.READ_METRICS, metrics),
         ]
     )

@@ -11,6 +11,7 @@ processor.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from pipelines.core.results import sha256_file
@@ -28,6 +30,7 @@ _GRAPH, _WEIGHTS, _SEAL = "model.onnx", "weights.bin", "digests.json"
 _LEAST_BYTES = 1024
 """Smaller tensors stay in the graph."""
 _PATIENCE_S = 120.0
+_PARTIAL = ".partial-"
 
 logger = logging.getLogger("darkroom.weights")
 
@@ -75,7 +78,8 @@ def _make(model: bytes, folder: Path, place: Path) -> None:
 
     In a process of its own, since optimizing takes three times what this one is to keep.
     """
-    made = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    _sweep(folder)
+    made = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
     try:
         command = [sys.executable, "-m", "pipelines.core.shared_weights", str(made)]
         subprocess.run(command, input=model, check=True, capture_output=True, timeout=_PATIENCE_S)
@@ -86,8 +90,17 @@ def _make(model: bytes, folder: Path, place: Path) -> None:
                 return
             place.rename(made / "damaged")
         made.rename(place)
+        shutil.rmtree(place / "damaged", ignore_errors=True)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """What killed processes have left."""
+    for left in folder.glob(f"{_PARTIAL}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 2 * _PATIENCE_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def optimize(model: bytes, folder: Path) -> None:

@@ -166,9 +166,9 @@ class Reconciler:
                 )
             if confirm or view != self._written:
                 self._written = None
-                targets.write(self._settings, fleets.values())
                 self._gateway.apply(view, confirm=confirm)
                 self._written = view
+                self._guard("prometheus targets", lambda: targets.write(self._settings, fleets.values()))
 
     def _end(self) -> None:
         """No file of the gateway changes: after the next start they hold until the processes are back."""
@@ -179,7 +179,7 @@ class Reconciler:
             ender.start()
         for ender in enders:
             ender.join()
-        targets.write(self._settings, ())
+        self._guard("prometheus targets", lambda: targets.write(self._settings, ()))
 
     # --- a rollout's thread ----------------------------------------------------------------------------------------
 

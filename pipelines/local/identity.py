@@ -13,7 +13,8 @@ from pipelines.settings import DEFAULT_PORTS, REPOSITORY, Settings
 # The supervisor's own code and what it starts by name. Steps and DAG files are read anew by every task.
 _ROOTS = (
     *("pipelines.local.supervisor", "pipelines.local.keeper", "pipelines.local.launch", "pipelines.local.stephost"),
-    *("bentos.kit.worker", "bentos.kit.frames", "bentos.similar.service", "bentos.similar.indexing"),
+    *("bentos.kit.worker", "bentos.kit.frames", "bentos.kit.heads"),
+    *("bentos.similar.service", "bentos.similar.indexing"),
 )
 
 _PORTS = tuple(f"DARKROOM_{service.upper()}_PORT" for service in DEFAULT_PORTS)

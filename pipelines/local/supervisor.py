@@ -187,7 +187,7 @@ class Supervisor:
         while not self._stop.is_set():
             for watched in self._watched:
                 watched.look(self._askers)
-            if self._phase == "starting" and all(one.state == "ready" for one in self._watched) and self._serves():
+            if self._phase == "starting" and self._are_ready() and self._serves():
                 if "airflow" not in self._without:
                     airflow.ensure_pools(self._settings)
                 self._publish("ready")
@@ -198,6 +198,10 @@ class Supervisor:
                 # Its children died with it. The keeper starts us again.
                 raise RuntimeError("the deployments' thread ended")
             self._stop.wait(_TICK_S)
+
+    def _are_ready(self) -> bool:
+        """All but the search for similar images, without which there is one feature less."""
+        return all(one.state == "ready" for one in self._watched if one.process.name != similar.NAME)
 
     def _serves(self) -> bool:
         """True when what was deployed before serves again, or does not come up in time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -15,11 +16,15 @@ from starlette.types import Message
 from starlette.websockets import WebSocket
 
 from bentos.classifier import stream
+from bentos.classifier.batch import _Batch
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.engine import Engine
 from bentos.kit import settings
-from bentos.kit.access import Guard
+from bentos.kit.access import Caller, Guard
+from bentos.kit.access.guard import ANYBODY
+from bentos.kit.budget import IN_FLIGHT
 from bentos.kit.errors import Overloaded
+from bentos.kit.uploads import Upload
 from pipelines.core.access import Scope
 from pipelines.core.model_package import ModelPackage
 
@@ -96,3 +101,21 @@ def test_a_stream_whose_client_does_not_read_is_not_read_from(busy: Dataplane) -
         assert taken == 41
 
     asyncio.run(work())
+
+
+def test_images_of_a_batch_that_find_no_room_for_their_bytes_wait_while_others_go_on(
+    busy: Dataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds the bytes gives them back on the same event loop."""
+    large = [image + bytes(100_000) for image in images(8)]
+    monkeypatch.setattr(IN_FLIGHT, "_max_bytes", 250_000)
+
+    async def work() -> list[bytes]:
+        caller = Caller(credential=ANYBODY, request_id="batch", guard=Guard(required=False), authorization=None)
+        batch = _Batch(busy, caller, None, 0.0)
+        return await asyncio.gather(
+            *(batch.answer(Upload(name=str(place), data=image), place) for place, image in enumerate(large))
+        )
+
+    answered = [json.loads(line)["predictions"][0]["class_name"] for line in asyncio.run(work())]
+    assert answered == [COLOURS[place % 3] for place in range(8)]

@@ -61,15 +61,14 @@ def add_to(server: grpc.aio.Server, service: str, model: str, ending: asyncio.Ev
 async def _until(ending: asyncio.Event, requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
     """Requests while the process does not end."""
     over, given = asyncio.ensure_future(ending.wait()), aiter(requests)
+    request: asyncio.Future[Any] = over
     try:
         while True:
             request = asyncio.ensure_future(anext(given, None))
             await asyncio.wait((request, over), return_when=asyncio.FIRST_COMPLETED)
-            if not request.done():
-                request.cancel()
-                return
-            if request.result() is None:
+            if not request.done() or request.result() is None:
                 return
             yield request.result()
     finally:
         over.cancel()
+        request.cancel()
