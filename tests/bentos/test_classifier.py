@@ -175,7 +175,7 @@ def test_a_bad_image_is_a_problem_that_says_why(served: Served, body: bytes, sta
         ("/v1/classify?top_k=many", 400, "bad_top_k"),
         ("/v1/models/other/classify", 404, "not_found"),
         ("/nowhere", 404, "not_found"),
-        ("/", 404, "not_found"),
+        ("/", 405, "method_not_allowed"),
     ],
 )
 def test_a_wrong_request_is_a_problem(served: Served, path: str, status: int, reason: str) -> None:
