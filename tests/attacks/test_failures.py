@@ -308,7 +308,10 @@ def test_predictions_go_on_without_database_and_object_store(
 @pytest.mark.parametrize("side", [8, 500, 1000], ids=["small", "collected", "streamed"])
 @pytest.mark.usefixtures("database_server")
 def test_a_kill_under_load_loses_at_most_what_was_in_flight(house: Settings, tmp_path: Path, side: int) -> None:
-    """Bodies that Envoy collects are sent again to another process; of those that stream a client loses one."""
+    """Bodies that Envoy collects are sent again to another process; of those that stream a client loses one.
+
+    An answer whose head is out when the process dies cannot be asked for again, whatever the body was.
+    """
     build, clients = make_build(house, tmp_path, model="colours", version=1), 4
     with serving(house) as reconciler:
         assert deploy(house, build, replace(SPEC, workers=2)).state == "live"
@@ -317,7 +320,9 @@ def test_a_kill_under_load_loses_at_most_what_was_in_flight(house: Settings, tmp
             wait_until(lambda: load.num_answers > 50)
             os.kill(victim.pid or 0, signal.SIGKILL)
             wait_until(lambda: all(one.state == "ready" for one in reconciler.processes()))
-    assert len(load.failures) <= (clients if side == 1000 else 0), load.failures
+    torn = [one for one in load.failures if one.startswith("IncompleteRead")]
+    assert len(load.failures) <= clients, load.failures
+    assert side == 1000 or load.failures == torn, load.failures
 
 
 @pytest.mark.heavy
