@@ -17,7 +17,6 @@ from bentos.classifier.oip.grpc_server import GrpcServer
 from bentos.kit import life
 from bentos.kit.access import Guard
 from bentos.kit.front import Endpoint, Table, get, post
-from bentos.kit.settings import ServiceSettings, max_bytes_in_flight
 from bentos.kit.shared.server import RedisServer
 from bentos.kit.telemetry import LIMIT, metrics
 from pipelines.core.access import Scope
@@ -77,7 +76,8 @@ def application(load: Callable[[], Parts]) -> Starlette:
             await stack.enter_async_context(GrpcServer(dataplane, guard, settings))
             app.state.dataplane, app.state.guard = dataplane, guard
             app.state.model_name = dataplane.identity.model_name
-            _say_limits(settings)
+            life.say_limits(settings.max_waiting, settings.max_wait_s)
+            LIMIT.labels("cache_bytes").set(settings.cache_bytes)
             app.state.ready = True
             life.settle()
             try:
@@ -88,11 +88,3 @@ def application(load: Callable[[], Parts]) -> Starlette:
     app = Starlette(lifespan=lifespan)
     app.state.ready, app.state.dataplane = False, None
     return app
-
-
-def _say_limits(settings: ServiceSettings) -> None:
-    """As metrics, beside what is used of them."""
-    LIMIT.labels("waiting_images").set(settings.max_waiting)
-    LIMIT.labels("wait_seconds").set(settings.max_wait_s)
-    LIMIT.labels("bytes_in_flight").set(max_bytes_in_flight())
-    LIMIT.labels("cache_bytes").set(settings.cache_bytes)

@@ -8,6 +8,8 @@ import gc
 from collections.abc import AsyncIterator, Mapping
 
 from bentos.kit import tracing
+from bentos.kit.settings import max_bytes_in_flight
+from bentos.kit.telemetry import LIMIT
 from pipelines.core.traces import Tracing
 
 # BentoML's access log, metrics and traces cost three times the request itself; `kit.telemetry` has ours.
@@ -36,6 +38,13 @@ async def traced(chosen: Tracing | None, *, service: str, cluster: str, says: Ma
     finally:
         tracing.use(None)
         await asyncio.to_thread(export.close)
+
+
+def say_limits(max_waiting: int, max_wait_s: float) -> None:
+    """Where the process begins to refuse, as metrics beside what is used of it."""
+    LIMIT.labels("waiting_images").set(max_waiting)
+    LIMIT.labels("wait_seconds").set(max_wait_s)
+    LIMIT.labels("bytes_in_flight").set(max_bytes_in_flight())
 
 
 def settle() -> None:

@@ -12,8 +12,7 @@ from starlette.applications import Starlette
 from bentos.kit import life
 from bentos.kit.access import Guard
 from bentos.kit.front import Endpoint, Table, get, post
-from bentos.kit.settings import SearchSettings, max_bytes_in_flight
-from bentos.kit.telemetry import LIMIT, metrics
+from bentos.kit.telemetry import metrics
 from bentos.similar import rest
 from bentos.similar.dataplane import Dataplane
 from pipelines.core.access import Scope
@@ -61,7 +60,7 @@ def application(load: Callable[[], tuple[Dataplane, Guard]]) -> Starlette:
             stack.push_async_callback(guard.close)
             app.state.dataplane, app.state.guard = dataplane, guard
             app.state.model_name = settings.default_model
-            _say_limits(settings)
+            life.say_limits(settings.max_waiting, settings.max_wait_s)
             app.state.ready = True
             life.settle()
             logger.info("serving", extra={"pid": os.getpid(), "default_model": settings.default_model})
@@ -73,10 +72,3 @@ def application(load: Callable[[], tuple[Dataplane, Guard]]) -> Starlette:
     app = Starlette(lifespan=lifespan)
     app.state.ready, app.state.dataplane = False, None
     return app
-
-
-def _say_limits(settings: SearchSettings) -> None:
-    """As metrics, beside what is used of them."""
-    LIMIT.labels("waiting_images").set(settings.max_waiting)
-    LIMIT.labels("wait_seconds").set(settings.max_wait_s)
-    LIMIT.labels("bytes_in_flight").set(max_bytes_in_flight())

@@ -322,7 +322,8 @@ def test_a_kill_under_load_loses_at_most_what_was_in_flight(house: Settings, tmp
             wait_until(lambda: all(one.state == "ready" for one in reconciler.processes()))
     torn = [one for one in load.failures if one.startswith("IncompleteRead")]
     assert len(load.failures) <= clients, load.failures
-    assert side == 1000 or load.failures == torn, load.failures
+    # One event loop is between head and body of one answer.
+    assert side == 1000 or (load.failures == torn and len(torn) <= 1), load.failures
 
 
 @pytest.mark.heavy
