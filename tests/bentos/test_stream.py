@@ -17,7 +17,12 @@ from websockets.sync.client import ClientConnection, connect
 
 def opened(served: Served, path: str = "/v1/stream", **headers: str) -> ClientConnection:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
-    return connect(f"ws://127.0.0.1:{served.port}{path}", additional_headers=given, max_size=None)
+    return connect(
+        f"ws://127.0.0.1:{served.port}{path}",
+        additional_headers=given,
+        max_size=None,
+        close_timeout=1,  # a client that has not read what came hears no goodbye
+    )
 
 
 def received(socket: ClientConnection) -> dict[str, Any]:

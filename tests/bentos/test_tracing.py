@@ -216,16 +216,23 @@ def test_log_lines_of_a_traced_request_have_its_ids(traced: Traced) -> None:
     trace_id, header = new_trace()
     assert ask(traced.door.port, PATH, b"no image", header)[0] == 415
     span = traced.collector.trace(trace_id, "POST /v1/models/{name}/classify")["POST /v1/models/{name}/classify"]
-    line = next(line for line in log_lines(traced.door.served) if line.get("trace_id") == trace_id)
+    line = log_line(traced.door.served, "trace_id", trace_id)
     assert (line["event"], line["reason"], line["span_id"]) == ("refused", "not_an_image", span.span_id)
 
     assert ask(traced.door.port, PATH, b"no image", {"X-Request-ID": "untraced"})[0] == 415
-    line = next(line for line in log_lines(traced.door.served) if line.get("request_id") == "untraced")
-    assert "trace_id" not in line
+    assert "trace_id" not in log_line(traced.door.served, "request_id", "untraced")
+
+
+def log_line(served: Served, key: str, value: str) -> dict[str, Any]:
+    """The first line that has it. It is written right after the answer."""
+    wait_until(lambda: any(line.get(key) == value for line in log_lines(served)))
+    return next(line for line in log_lines(served) if line.get(key) == value)
 
 
 def log_lines(served: Served) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in served.log.read_text().splitlines() if line.startswith("{")]
+    """All whole lines."""
+    text = served.log.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.startswith("{")]
 
 
 def test_a_share_of_none_traces_only_who_asks(traced: Traced) -> None:

@@ -79,6 +79,7 @@ def test_up_kills_and_down(ended: Settings) -> None:
     first = darkroom("up", *WITHOUT)
     assert first.returncode == 0, first.stderr
     assert gateway_answers(ended)
+    until(lambda: processes()["similar"]["state"] == "ready")  # the platform does not wait for it
     before = processes()
     assert {"keeper", "supervisor", "postgres", "envoy", "similar"} <= before.keys()
     assert all(one["state"] == "ready" and one["memory"] > 0 for one in before.values())
