@@ -5,6 +5,7 @@ Evaluation and the online classifier use this one class, so that what was measur
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ _NAMES = list(OUTPUTS)
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _MAX_BUFFERS = 8
 """Batch sizes whose input stays allocated on a GPU, a thread: 64 images of 224 px take 10 MB."""
+
+logger = logging.getLogger("darkroom.weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class Runtime:
         self.provider = _choose_provider() if provider == "auto" else provider
         self.batch_size = batch_size
         optimized = shared(model, weights) if weights is not None and self.provider == "cpu" else None
-        self._session = _open_session(optimized or model, self.provider, threads)
+        self._session = _open_shared(optimized, threads) or _open_session(model, self.provider, threads)
         self._bound = threading.local()
         self.num_classes, self.embedding_dim = _check_contract(self._session)
 
@@ -196,6 +199,17 @@ def _choose_provider() -> str:
 
     has_gpu = Path("/proc/driver/nvidia/version").exists()
     return "cuda" if has_gpu and _PROVIDERS["cuda"] in onnxruntime.get_available_providers() else "cpu"
+
+
+def _open_shared(optimized: Path | None, threads: int) -> Any:
+    """None where there is none, or the runtime does not take what it has written itself: the package's bytes serve."""
+    if optimized is None:
+        return None
+    try:
+        return _open_session(optimized, "cpu", threads)
+    except Exception as error:  # the runtime's have no base of their own
+        logger.warning("shared weights do not open", extra={"file": str(optimized), "reason": str(error)[:500]})
+        return None
 
 
 def _open_session(model: bytes | Path, provider: str, threads: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from weights_answers import probabilities
 
 from pipelines.core import shared_weights
 from pipelines.core.model_package import ModelPackage
+from pipelines.core.results import sha256_file
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,18 @@ def test_what_is_damaged_is_made_again(network: ModelPackage, tmp_path: Path, fi
     assert np.array_equal(probabilities(network, tmp_path), expected)
     assert (place / file).read_bytes() == intact
     assert list(tmp_path.iterdir()) == [place]
+
+
+def test_what_is_whole_and_does_not_open_leaves_the_bytes_to_serve(
+    network: ModelPackage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = probabilities(network, tmp_path)
+    (place,) = tmp_path.iterdir()
+    (place / "model.onnx").write_bytes(b"what another build of the runtime wrote")
+    digests = {name: sha256_file(place / name) for name in ("model.onnx", "weights.bin")}
+    (place / "digests.json").write_text(json.dumps(digests))
+    assert np.array_equal(probabilities(network, tmp_path), expected)
+    assert "shared weights do not open" in caplog.text
 
 
 def test_a_model_without_large_weights_is_shared_too(tmp_path: Path) -> None:
