@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bentos.kit.database import LazyPool
 from bentos.kit.errors import RequestRefused
 from pipelines.core import neighbours
 from pipelines.core.embedding import Embeddings
@@ -33,12 +34,17 @@ class VectorsAway(RequestRefused):
 
 
 class VectorStore:
-    """Connects when it is first asked; belongs to one event loop. The file holds the URL, password included."""
+    """Connects when it is first asked; belongs to one event loop."""
 
     def __init__(self, url_file: Path) -> None:
-        self._url_file = url_file
-        self._pool: asyncpg.Pool | None = None
-        self._connecting = asyncio.Lock()
+        """The file holds the URL, password included."""
+        self._pool = LazyPool(
+            url_file,
+            connections=_CONNECTIONS,
+            application_name="darkroom similar",
+            # What nobody waits for any more is not computed either.
+            statement_timeout=str(int(_TIMEOUT_S * 1000)),
+        )
         self._away_until = 0.0
         self._away = False
 
@@ -69,7 +75,7 @@ class VectorStore:
         return found
 
     async def _search(self, table: str, vector: Embeddings, top: int) -> list[Neighbour]:
-        pool = await self._connected()
+        pool = await self._pool.get()
         connection = await pool.acquire()
         try:
             num_rows = await connection.fetchval(neighbours.COUNT, table)
@@ -85,27 +91,7 @@ class VectorStore:
         return neighbours.neighbours(tuple(row) for row in rows)
 
     async def close(self) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-
-    async def _connected(self) -> asyncpg.Pool:
-        import asyncpg
-
-        async with self._connecting:
-            if self._pool is None:
-                self._pool = await asyncpg.create_pool(
-                    self._url_file.read_text().strip(),
-                    min_size=0,
-                    max_size=_CONNECTIONS,
-                    # A pooler between us and the server may give each statement to another connection.
-                    statement_cache_size=0,
-                    server_settings={
-                        "application_name": "darkroom similar",
-                        # What nobody waits for any more is not computed either.
-                        "statement_timeout": str(int(_TIMEOUT_S * 1000)),
-                    },
-                )
-            return self._pool
+        self._pool.close()
 
 
 async def _rows(

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from bentos.kit.database import LazyPool
 from pipelines.core.access import Credential
 
 if TYPE_CHECKING:
@@ -36,12 +37,11 @@ class KeyStore(Protocol):
 
 
 class PostgresKeyStore:
-    """Connects when it is first asked; belongs to one event loop. The file holds the URL, password included."""
+    """Connects when it is first asked; belongs to one event loop."""
 
     def __init__(self, url_file: Path) -> None:
-        self._url_file = url_file
-        self._pool: asyncpg.Pool | None = None
-        self._connecting = asyncio.Lock()
+        """The file holds the URL, password included."""
+        self._pool = LazyPool(url_file, connections=2, application_name="darkroom serving")
 
     async def find(self, digest: str) -> Credential | None:
         row = await self._ask(lambda pool: pool.fetchrow("SELECT * FROM find_api_key($1)", digest))
@@ -61,29 +61,13 @@ class PostgresKeyStore:
         return {row["credential"]: row["images"] for row in rows}
 
     async def close(self) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
+        self._pool.close()
 
     async def _ask(self, question: Callable[[asyncpg.Pool], Awaitable[T]]) -> T:
         import asyncpg
 
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                return await question(await self._connected())
+                return await question(await self._pool.get())
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreAway(f"{type(error).__name__}: {error}") from error
-
-    async def _connected(self) -> asyncpg.Pool:
-        import asyncpg
-
-        async with self._connecting:
-            if self._pool is None:
-                self._pool = await asyncpg.create_pool(
-                    self._url_file.read_text().strip(),
-                    min_size=0,
-                    max_size=2,
-                    # A pooler between us and the server may give each statement to another connection.
-                    statement_cache_size=0,
-                    server_settings={"application_name": "darkroom serving"},
-                )
-            return self._pool
