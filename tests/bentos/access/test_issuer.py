@@ -199,7 +199,7 @@ def test_an_answer_without_end_ends(issuer: Issuer, path: str) -> None:
 
 def test_an_answer_that_drips_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who shows a token of a known key does not wait at all, and others not for long."""
-    monkeypatch.setattr(issuer_module, "FETCH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(issuer_module, "FETCH_TIMEOUT_S", 2.0)
     now = time.time()
 
     async def work() -> None:
@@ -210,8 +210,8 @@ def test_an_answer_that_drips_is_given_up(issuer: Issuer, monkeypatch: pytest.Mo
         now += 301
         began = time.monotonic()
         assert await tokens.find(issuer.token()) is not None
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 1.5
         assert await tokens.find(issuer.token(SECOND)) is None
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
 
     asyncio.run(work())
