@@ -23,7 +23,7 @@ Array = NDArray[Any]
 def normalize_rows(model: Any) -> int:
     """Rewrite, in place, each chain of arithmetic with a channel's constants behind a transposition of uint8 pixels.
 
-    That is one from NHWC to NCHW. Returns how many chains there were; graphs whose sides are not numbers stay as they are.
+    That is one from NHWC to NCHW. Returns how many there were; graphs whose sides are not numbers stay as they are.
     """
     from onnx import TensorProto, shape_inference
 
