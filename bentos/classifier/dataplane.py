@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +32,9 @@ from pipelines.core.pixelset import Pixels
 logger = logging.getLogger("darkroom.classifier")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
+class Prediction(NamedTuple):
+    """One class of an answer."""
+
     class_name: str
     label: int
     probability: float

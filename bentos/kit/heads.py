@@ -11,15 +11,20 @@ import time
 from http import HTTPStatus
 from typing import Any
 
+from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bentos.kit.errors import RequestRefused, problem_of, problem_table
 from bentos.kit.telemetry import accepted_request_id, count
+from bentos.kit.whole_answers import WholeAnswers
 
 MAX_HEAD_BYTES = 64 * 1024
 """Twice the gateway's."""
 HEAD_TIMEOUT_S = 8.0
 """The gateway's own, 6 s, comes first."""
+
+httptools_impl.RequestResponseCycle = WholeAnswers  # type: ignore[misc]
+"""By this name uvicorn's protocol makes what answers a request."""
 
 
 class BoundedHeads(HttpToolsProtocol):
