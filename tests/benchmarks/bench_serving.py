@@ -77,6 +77,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--header", type=_header, action="append", default=[], metavar="NAME:VALUE", help="sent; @FILE has the value")
     add("--env", type=_pair("="), action="append", default=[], metavar="NAME=VALUE", help="for our worker")
     add("--variant", type=_variant, action="append", default=[], metavar="NAME:A=B,C=D", help="overhead: one more")
+    add("--peer", action="append", default=[], metavar="NAME", help="peers: one or more of its rows; by default all")
     add("--trials", type=int, default=5, help="cache, latency: repetitions")
     add("--repeats", type=float, default=0.8, help="cache: share of the trace")
     add("--latency-seconds", type=float, default=30, help="latency: of each open loop")
