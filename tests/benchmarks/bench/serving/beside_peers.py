@@ -24,8 +24,8 @@ same."""
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Raises UserError for a peer that there is not, PlatformError where one cannot be installed or started, RuntimeError
-    where answers differ.
+    """Raises UserError for a peer that there is not, PlatformError where one cannot be installed or started, and
+    RuntimeError where answers differ.
     """
     chosen = options.peer or list(PEERS)
     if unknown := [name for name in chosen if name not in PEERS]:
