@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipelines.core.embedding import CELLS, HUES, ORIENTATIONS, QUARTERS, SHAPE_SHARE, SIDE_PX
 from pipelines.core.embedding_name import parse
 from pipelines.core.errors import UserError
+from pipelines.training.pixel_rows import standardized
 
 _HEADS = ("fc", "classifier", "heads", "head")
 # Mean and standard deviation of ImageNet's RGB in 0..1: what torchvision's weights were trained with.
@@ -55,13 +56,13 @@ class TorchvisionFeatures(nn.Module):
         if weights is not None:
             _load(network, backbone, head, weights)
         self.network = network
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(_MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD), persistent=False)
 
     def forward(self, pixels_NHWC: Tensor) -> Tensor:  # noqa: N803
         """Unit rows [N, D] for uint8 [N, H, W, 3]."""
-        pixels = pixels_NHWC.permute(0, 3, 1, 2).float() / 255
-        return nn.functional.normalize(self.network((pixels - self.mean) / self.std).flatten(1), dim=1)
+        features = self.network(standardized(pixels_NHWC, self.mean, self.std))
+        return nn.functional.normalize(features.flatten(1), dim=1)
 
 
 def _load(network: nn.Module, backbone: str, head: str, weights: Path) -> None:

@@ -17,6 +17,7 @@ from pipelines.core.pixelset import Pixels
 from pipelines.core.preprocessing import PreprocessingSpec, resized_and_cropped
 from pipelines.core.starting_weights import sha256_of
 from pipelines.training import export, published
+from pipelines.training.pixel_rows import standardized
 
 _NAMED = 5
 """Keys that an error names."""
@@ -65,16 +66,15 @@ class _House(nn.Module):
     def __init__(self, network: nn.Module, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
         self._seen: list[Tensor] = []
         _head(network, num_classes).register_forward_pre_hook(lambda _, inputs: self._seen.append(inputs[0]))
 
     def forward(self, pixels_NHWC: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """uint8 [N, H, W, 3] to logits [N, num classes] and embedding [N, D]."""
-        images = pixels_NHWC.permute(0, 3, 1, 2).float() / 255
         self._seen.clear()
-        logits: Tensor = self.network((images - self.mean) / self.std)
+        logits: Tensor = self.network(standardized(pixels_NHWC, self.mean, self.std))
         embedding = self._seen[-1]
         self._seen.clear()
         # A convolution as head (SqueezeNet's) has a feature map before it.

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pipelines.training.pixel_rows import by_rows
+
 # Mean and standard deviation of ImageNet's RGB in 0..255: what torchvision's weights were trained with.
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
@@ -93,8 +95,7 @@ class Network(nn.Module):
         return [block for block in found if block]
 
     def _normalized(self, pixels_NHWC: Tensor) -> Tensor:  # noqa: N803
-        # Moving axes, not bytes: NHWC memory seen as NCHW is torch's channels_last.
-        return (pixels_NHWC.permute(0, 3, 1, 2).float() - self.mean) * self.scale
+        return by_rows(pixels_NHWC, lambda rows, each: (rows - each(self.mean)) * each(self.scale))
 
 
 class EmbeddingHead(nn.Module):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.adapters.quantization.pixel_rows import normalize_rows
 from pipelines.core.pixelset import Pixels
 
 _INPUT = "pixels_NHWC"
@@ -36,9 +35,6 @@ class OnnxQuantizer:
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             prepared = Path(folder) / "prepared.onnx"
             quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-            graph = onnx.load(prepared)
-            normalize_rows(graph)
-            onnx.save(graph, prepared)
             quantize_static(
                 str(prepared),
                 str(out),
@@ -49,7 +45,7 @@ class OnnxQuantizer:
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
                 op_types_to_quantize=_OPERATORS,
-                nodes_to_exclude=_float_nodes(graph),
+                nodes_to_exclude=_float_nodes(onnx.load(prepared)),
             )
         return True
 
