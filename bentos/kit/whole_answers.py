@@ -23,15 +23,13 @@ class WholeAnswers(RequestResponseCycle):
     async def send(self, message: ASGISendEvent) -> None:
         """As ASGI has it."""
         held = self._held
-        if held is not None:
-            await super().send(message)
-            held.flush()  # there was no body: the answer to HEAD
-            self._held, self.transport = None, held.transport
-            return
-        if message["type"] == "http.response.start" and not self.response_started and _has_length(message):
+        if held is None and _has_length(message):
             self._held = _Held(self.transport)
             self.transport = cast("asyncio.Transport", self._held)
         await super().send(message)
+        if held is not None:
+            held.flush()  # an answer to HEAD has no body that the head could go with
+            self._held, self.transport = None, held.transport
 
 
 class _Held:

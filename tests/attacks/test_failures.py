@@ -310,7 +310,7 @@ def test_predictions_go_on_without_database_and_object_store(
 def test_a_kill_under_load_loses_at_most_what_was_in_flight(house: Settings, tmp_path: Path, side: int) -> None:
     """Bodies that Envoy collects are sent again to another process; of those that stream a client loses one.
 
-    An answer whose head is out when the process dies cannot be asked for again, whatever the body was.
+    An answer is written in one piece: none has its head out and not its body, so that it could not be asked for again.
     """
     build, clients = make_build(house, tmp_path, model="colours", version=1), 4
     with serving(house) as reconciler:
@@ -320,10 +320,7 @@ def test_a_kill_under_load_loses_at_most_what_was_in_flight(house: Settings, tmp
             wait_until(lambda: load.num_answers > 50)
             os.kill(victim.pid or 0, signal.SIGKILL)
             wait_until(lambda: all(one.state == "ready" for one in reconciler.processes()))
-    torn = [one for one in load.failures if one.startswith("IncompleteRead")]
-    assert len(load.failures) <= clients, load.failures
-    # One event loop is between head and body of one answer.
-    assert side == 1000 or (load.failures == torn and len(torn) <= 1), load.failures
+    assert len(load.failures) <= (clients if side == 1000 else 0), load.failures
 
 
 @pytest.mark.heavy

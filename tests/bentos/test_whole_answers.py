@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
 
+from bentos.kit.heads import BoundedHeads
 from bentos.kit.whole_answers import WholeAnswers
 
 LENGTH = (b"content-length", b"4")
@@ -30,6 +33,9 @@ class Wire:
 
     def is_closing(self) -> bool:
         return self.closed
+
+    def get_extra_info(self, _name: str) -> None:
+        return None
 
 
 class Flow:
@@ -113,3 +119,25 @@ def test_what_breaks_off_ends_the_connection(messages: list[dict[str, Any]]) -> 
     wire = answered(messages)
     assert b"".join(wire.pieces).startswith(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n")
     assert wire.closed
+
+
+def test_uvicorns_protocol_answers_like_this() -> None:
+    wire = Wire()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(start(LENGTH))
+        await send(body(b"body"))
+
+    async def work() -> None:
+        config = Config(app, lifespan="off", server_header=False, date_header=False)
+        config.load()
+        protocol = BoundedHeads(config=config, server_state=ServerState(), app_state={})
+        protocol.connection_made(wire)  # type: ignore[arg-type]
+        for number in (1, 2):
+            protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            while len(wire.pieces) < number:
+                await asyncio.sleep(0.001)
+        protocol.connection_lost(None)
+
+    asyncio.run(asyncio.wait_for(work(), 10))
+    assert wire.pieces == [b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbody"] * 2
