@@ -147,15 +147,14 @@ def test_who_would_wait_too_long_is_not_admitted(package: ModelPackage) -> None:
     async def work(running: Engine) -> None:
         running.admit()  # nobody waits
         await running.run(images(1))  # it learns how long an image takes
-        waiting = [asyncio.create_task(running.run([image])) for image in images(30)]
+        waiting = [asyncio.create_task(running.run([image])) for image in images(22)]  # 1.1 s, or less than twice that
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as caught:
             running.admit()
         began = time.perf_counter()
-        assert caught.value.retry_after_s == math.ceil(running.wait_s()) >= 2
+        assert caught.value.retry_after_s == math.ceil(running.wait_s()) == 2
         await running.room()
-        # Whoever comes back then is let in; twice that for a machine that became slower since it was told.
-        assert 0.5 < time.perf_counter() - began < 2 * caught.value.retry_after_s
+        assert 0.5 < time.perf_counter() - began < caught.value.retry_after_s  # whoever comes back then is let in
         await asyncio.gather(*waiting)
 
     with engine(classifier, max_wait_s=0.1) as running:
