@@ -47,7 +47,7 @@ TINY = {
     "requests": 600,
     "control_requests": 600,
     "leak": 400_000,
-    "sample_every": 0.02,
+    "sample_every": 0.01,
     "starts": 1,
 }
 

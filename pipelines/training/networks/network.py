@@ -95,7 +95,7 @@ class Network(nn.Module):
         return [block for block in found if block]
 
     def _normalized(self, pixels_NHWC: Tensor) -> Tensor:  # noqa: N803
-        return by_rows(pixels_NHWC, lambda rows, each: (rows - each(self.mean)) * each(self.scale))
+        return by_rows(pixels_NHWC, lambda values, each: (values - each(self.mean)) * each(self.scale))
 
 
 class EmbeddingHead(nn.Module):
