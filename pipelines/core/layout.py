@@ -15,6 +15,11 @@ from pipelines.core.recipe import Recipe
 
 _GB = 1e9
 
+_WHOLE_FILTER = "lanczos"
+"""What is cut from whole images is resampled a second time. After a bilinear reduction it keeps two thirds of the
+contrast of neighbouring pixels that evaluation sees, after this one 0.9 (photographs at 128 px, margin 1.25) to 0.95
+(margin 1.5); a network trained on softer pixels than it serves loses a point of accuracy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -52,7 +57,8 @@ def choice(recipe: Recipe) -> str:
     if recipe.training.mode == "head":
         return json.dumps({"embedding": embedding.view_name(recipe.features.embedding)})
     margin = recipe.loading.margin if recipe.augmentation.crop == "resized" else 0
-    return json.dumps({"margin": margin, "encoded_above_gb": _encoded_above_gb(recipe)})
+    filter_name = _WHOLE_FILTER if margin else ""
+    return json.dumps({"margin": margin, "filter": filter_name, "encoded_above_gb": _encoded_above_gb(recipe)})
 
 
 def _encoded_above_gb(recipe: Recipe) -> float:
@@ -62,5 +68,6 @@ def _encoded_above_gb(recipe: Recipe) -> float:
 
 
 def _with_margin(spec: PreprocessingSpec, margin: float) -> Layout:
-    larger = PreprocessingSpec(height=round(spec.height * margin), width=round(spec.width * margin), fit="squash")
+    height, width = round(spec.height * margin), round(spec.width * margin)
+    larger = PreprocessingSpec(height=height, width=width, fit="squash", filter=_WHOLE_FILTER)
     return Layout(spec=larger, whole=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def test_photographs_to_cut_from_are_stored_whole_with_a_margin_and_the_sizes_th
     prepare(training_set, NAMES, storage, PHOTOGRAPHS, tmp_path)
     train = pixelset.load(tmp_path).splits["train"]
     assert (train.pixels.height, train.pixels.width) == (20, 30)
-    squashed = spec_of(Preprocessing(height=20, width=30, fit="squash"))
+    squashed = dataclasses.replace(spec_of(Preprocessing(height=20, width=30, fit="squash")), filter="lanczos")
     for row, image_id in enumerate(train.ids):
         decoded = decode(storage.read(blob_key(image_id)))
         assert train.pixels.sizes is not None

@@ -39,6 +39,18 @@ def photograph(number: int, size: tuple[int, int] | None = None, orientation: in
     return file.getvalue()
 
 
+def texture(number: int, side: int = 160) -> bytes:
+    """A JPEG of noise whose amplitudes fall with frequency as those of photographs do."""
+    random = np.random.default_rng(number)
+    down, right = np.fft.fftfreq(side)[:, None, None], np.fft.fftfreq(side)[None, :, None]
+    spectrum = np.fft.fft2(random.normal(size=(side, side, 3)), axes=(0, 1)) / np.hypot(down, right).clip(1 / side)
+    noise = np.fft.ifft2(spectrum, axes=(0, 1)).real
+    file = io.BytesIO()
+    picture = 128 + 40 * (noise - noise.mean()) / noise.std()
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
 def write_training_set(folder: Path, counts: dict[str, int]) -> tuple[LocalStorage, Path]:
     """Blobs in a storage below `folder`, and the training set (images of each split in `counts`) that names them."""
     storage = LocalStorage(folder / "store")

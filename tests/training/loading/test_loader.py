@@ -116,6 +116,19 @@ def test_streamed_pixels_show_the_same_parts_of_the_same_images(
         assert (mapped.pixels.int() - streamed.pixels.int()).abs().float().mean() < 4
 
 
+def test_what_is_cut_from_shards_is_hardly_softer_than_what_is_cut_from_files(tmp_path: Path) -> None:
+    """It has been reduced before; evaluation sees all the contrast that files have, and so should a network learn."""
+    large = {"augmentation.erasing": 0.0, "augmentation.min_area": 0.7, "loading.margin": 1.25}  # nothing is enlarged
+    found = []
+    for strategy in ("mapped", "stream"):
+        recipe = _asking(strategy, **large)
+        split = photographs.write_pixel_set(tmp_path, recipe, [photographs.texture(one) for one in range(20)])
+        pixels = torch.cat([batch.pixels for batch in _batches(split.splits["train"], recipe)]).float()
+        found.append((pixels.diff(dim=1) ** 2).mean() + (pixels.diff(dim=2) ** 2).mean())
+    mapped, streamed = found
+    assert 0.9 < mapped / streamed < 1.1
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("mixed", [False, True])
 def test_processes_share_the_batches_of_one(splits: dict[str, Split], strategy: str, mixed: bool) -> None:
