@@ -12,12 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from example_packages import write_package
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from pipelines.core import model_package
 from pipelines.core.errors import IntegrityError, NotFound
 from pipelines.core.model_package import ModelPackage
-from pipelines.core.onnx_file import has_external_data
 from pipelines.core.values import Interval
 
 
@@ -156,26 +155,6 @@ def test_an_onnx_file_that_refers_to_another_file_is_refused(package: ModelPacka
     _reseal(package.folder)
     with pytest.raises(IntegrityError, match=r"model\.onnx"):
         model_package.load(package.folder)
-
-
-def test_external_data_is_found_wherever_a_tensor_can_hide() -> None:
-    inside = helper.make_tensor("inside", TensorProto.FLOAT, [1], [1.0])
-    outside = helper.make_tensor("outside", TensorProto.FLOAT, [1], [1.0])
-    outside.data_location = TensorProto.EXTERNAL
-    outside.external_data.add(key="location", value="/etc/passwd")
-
-    def model(tensor: TensorProto, nested: bool) -> bytes:
-        constant = helper.make_node("Constant", [], ["value"], value=tensor)
-        graph = helper.make_graph([constant], "graph", [], [])
-        if nested:
-            branch = helper.make_node("If", ["condition"], ["out"], then_branch=graph, else_branch=graph)
-            graph = helper.make_graph([branch], "outer", [], [])
-        return helper.make_model(graph).SerializeToString()
-
-    assert [has_external_data(model(inside, nested)) for nested in (False, True)] == [False, False]
-    assert [has_external_data(model(outside, nested)) for nested in (False, True)] == [True, True]
-    with pytest.raises(ValueError, match="truncated"):
-        has_external_data(model(inside, False)[:-3])
 
 
 def test_no_array_of_a_package_is_a_pickle(package: ModelPackage) -> None:
