@@ -114,7 +114,9 @@ def allow_serving(url: str, role: str) -> None:
         row = connection.execute("SELECT current_schema() AS name").fetchone()
         assert row is not None
         connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(row["name"]), name))
-        for function in ("find_api_key(text)", "add_usage(text[], date, bigint[])"):
+        # Bentos that were built before there was find_active_key call find_api_key.
+        functions = ("find_active_key(text)", "find_api_key(text)", "add_usage(text[], date, bigint[])")
+        for function in functions:
             connection.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(sql.SQL(function), name))
 
 

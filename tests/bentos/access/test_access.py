@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime
 import json
 import re
 import time
@@ -24,9 +26,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from bentos.classifier.http import table
+from bentos.kit.access.key_store import ActiveKey, PostgresKeyStore
 from bentos.kit.front import Endpoint
 from pipelines.adapters import database
-from pipelines.core.access import Scope, new_key
+from pipelines.core.access import Scope, digest_of, new_key
 from pipelines.core.model_package import ModelPackage
 from pipelines.settings import Settings
 
@@ -202,6 +205,26 @@ def test_an_expired_key_does_not_open(guarded: Guarded) -> None:
     with psycopg.connect(guarded.url) as connection:
         connection.execute("UPDATE api_keys SET expires_at = now() WHERE name = 'short'")
     wait_until(lambda: guarded.classify(header) == 401, 5)
+
+
+def test_the_store_says_when_a_key_expires_and_answers_bentos_that_do_not_ask_for_it(guarded: Guarded) -> None:
+    header = guarded.make("ending", expires_at=datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC))
+    digest = digest_of(header["Authorization"].removeprefix("Bearer "))
+    url_file = Path(guarded.variables["DARKROOM_KEYS_URL_FILE"])
+
+    async def found() -> ActiveKey | None:
+        store = PostgresKeyStore(url_file)
+        try:
+            return await store.find(digest)
+        finally:
+            await store.close()
+
+    key = asyncio.run(found())
+    assert key is not None
+    assert (key.credential.role, key.expires_at) == ("predictor", datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC))
+    with psycopg.connect(url_file.read_text().strip()) as connection:
+        row = connection.execute("SELECT id, role, models, per_minute, per_day FROM find_api_key(%s)", [digest])
+        assert row.fetchone() == (key.credential.id, "predictor", [], None, None)
 
 
 def test_limits_hold_on_every_transport(guarded: Guarded) -> None:

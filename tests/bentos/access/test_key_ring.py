@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from bentos.kit.access.key_ring import GRACE_S, REFRESH_S, STALE_S, KeyRing
-from bentos.kit.access.key_store import StoreAway
+from bentos.kit.access import key_ring
+from bentos.kit.access.key_ring import GRACE_S, MAX_QUESTIONS, REFRESH_S, STALE_S, KeyRing
+from bentos.kit.access.key_store import ABOUT_STRANGERS, ActiveKey, StoreAway
 from bentos.kit.errors import RequestRefused
 from pipelines.core.access import Credential
 
@@ -20,17 +21,20 @@ class Failing:
     """A store that can be away, slow, or asked how often it was asked. Time and failure are all that is faked."""
 
     def __init__(self) -> None:
-        self.keys: dict[str, Credential] = {"a": ANNA}
+        self.keys: dict[str, ActiveKey] = {"a": ActiveKey(credential=ANNA)}
         self.away = False
         self.asked = 0
         self.answering = asyncio.Event()
         self.answering.set()
+        self.slow_for = ""
+        """Only keys that begin with this wait, and find it away."""
 
-    async def find(self, digest: str) -> Credential | None:
+    async def find(self, digest: str) -> ActiveKey | None:
         self.asked += 1
-        await self.answering.wait()
-        if self.away:
-            raise StoreAway("away")
+        if digest.startswith(self.slow_for):
+            await self.answering.wait()
+            if self.away:
+                raise StoreAway("away")
         return self.keys.get(digest)
 
     async def add_usage(self, day: datetime.date, used: Mapping[str, int]) -> dict[str, int]:
@@ -86,7 +90,7 @@ def test_unknown_keys_are_remembered_too() -> None:
         ring = KeyRing(store, clock)
         assert [await ring.find("nobody") for _ in range(5)] == [None] * 5
         assert store.asked == 1
-        store.keys["nobody"] = ANNA
+        store.keys["nobody"] = ActiveKey(credential=ANNA)
         clock.now += STALE_S + 0.01
         assert await ring.find("nobody") == ANNA
 
@@ -133,16 +137,113 @@ def test_many_requests_with_one_key_ask_once_and_a_cancelled_one_takes_nobody_al
     asyncio.run(work())
 
 
+def flood(ring: KeyRing, number: int = 500) -> list[asyncio.Task[Credential | None]]:
+    return [asyncio.create_task(ring.find(f"junk {number}")) for number in range(number)]
+
+
 def test_a_flood_of_unknown_keys_is_no_flood_of_queries() -> None:
     async def work() -> None:
         store = Failing()
         ring = KeyRing(store)
         store.answering.clear()
-        waiting = [asyncio.create_task(ring.find(f"junk {number}")) for number in range(500)]
+        waiting = flood(ring)
         await settle()
+        assert store.asked == ABOUT_STRANGERS  # the others wait here, where that does not count as the store's time
         store.answering.set()
         found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert store.asked == 32
-        assert sum(isinstance(one, RequestRefused) and one.status == 503 for one in found) == 468
+        assert store.asked == MAX_QUESTIONS
+        assert sum(isinstance(one, RequestRefused) and one.status == 503 for one in found) == 500 - MAX_QUESTIONS
+
+    asyncio.run(work())
+
+
+def test_a_flood_of_unknown_keys_shuts_out_no_key_that_was_vouched_for() -> None:
+    async def work() -> None:
+        store, clock = Failing(), Clock()
+        ring = KeyRing(store, clock)
+        await ring.find("a")
+        store.slow_for = "junk"
+        store.answering.clear()
+        waiting = flood(ring)
+        await settle()
+        clock.now += REFRESH_S + 0.01
+        asked = store.asked
+        assert await ring.find("a") == ANNA
+        await settle()
+        assert store.asked == asked + 1, "asked about anew in the background"
+        clock.now += STALE_S + 0.01
+        assert await ring.find("a") == ANNA
+        del store.keys["a"]
+        clock.now += STALE_S + 0.01
+        assert await ring.find("a") is None, "revoked while the flood goes on"
+        store.answering.set()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(work())
+
+
+def test_that_the_store_is_late_for_unknown_keys_says_nothing_of_those_it_vouched_for() -> None:
+    async def work() -> None:
+        store, clock = Failing(), Clock()
+        ring = KeyRing(store, clock)
+        await ring.find("a")
+        store.slow_for, store.away = "junk", True
+        await asyncio.gather(*flood(ring, 5), return_exceptions=True)
+        del store.keys["a"]
+        clock.now += STALE_S + 0.01
+        assert await ring.find("a") is None
+
+    asyncio.run(work())
+
+
+def test_unknown_keys_take_no_place_in_memory_from_those_that_were_vouched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_ring, "MAX_KNOWN", 20)
+
+    async def work() -> None:
+        store, clock = Failing(), Clock()
+        ring = KeyRing(store, clock)
+        await ring.find("a")
+        for number in range(50):
+            assert await ring.find(f"junk {number}") is None
+        store.away = True
+        clock.now += GRACE_S - 1
+        assert await ring.find("a") == ANNA
+
+    asyncio.run(work())
+
+
+def test_a_key_ends_when_it_expires_though_the_store_is_away() -> None:
+    ends = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+    now = ends - datetime.timedelta(seconds=10)
+
+    async def work() -> None:
+        nonlocal now
+        store, clock = Failing(), Clock()
+        store.keys["a"] = ActiveKey(credential=ANNA, expires_at=ends)
+        ring = KeyRing(store, clock, lambda: now)
+        assert await ring.find("a") == ANNA
+        store.away = True
+        clock.now += 9
+        now += datetime.timedelta(seconds=9)
+        assert await ring.find("a") == ANNA
+        clock.now += 1
+        now += datetime.timedelta(seconds=1)
+        assert await ring.find("a") is None
+        assert await ring.find("a") is None, "nor is it one that nobody can tell of"
+
+    asyncio.run(work())
+
+
+def test_a_key_ends_to_the_moment_though_it_was_asked_about_just_now() -> None:
+    ends = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+
+    async def work() -> None:
+        now = ends - datetime.timedelta(microseconds=1)
+        store = Failing()
+        store.keys["a"] = ActiveKey(credential=ANNA, expires_at=ends)
+        ring = KeyRing(store, Clock(), lambda: now)
+        assert await ring.find("a") == ANNA
+        now = ends
+        assert await ring.find("a") is None
 
     asyncio.run(work())

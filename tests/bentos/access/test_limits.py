@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from bentos.kit.access.key_store import StoreAway
+from bentos.kit.access.key_store import ActiveKey, StoreAway
 from bentos.kit.access.limits import Quotas, Rates
 from bentos.kit.errors import RequestRefused
 from pipelines.core.access import Credential
@@ -69,7 +69,7 @@ class Counting:
         self.totals: dict[str, int] = {}
         self.away = False
 
-    async def find(self, digest: str) -> Credential | None:
+    async def find(self, digest: str) -> ActiveKey | None:
         return None
 
     async def add_usage(self, day: datetime.date, used: Mapping[str, int]) -> dict[str, int]:
