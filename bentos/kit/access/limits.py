@@ -100,6 +100,7 @@ class Quotas:
         self._now = now or (lambda: datetime.datetime.now(datetime.UTC))
         self._day = self._now().date()
         self._used: dict[str, _Used] = {}
+        self._preparing: dict[str, asyncio.Task[None]] = {}
         self._flushing: asyncio.Task[None] | None = None
         self._saying = asyncio.Lock()
 
@@ -107,9 +108,7 @@ class Quotas:
         """Raises RequestRefused (429) where the day's quota is used up."""
         if credential.per_day is None:
             return
-        now = self._now()
-        if now.date() != self._day:
-            self._day, self._used = now.date(), {}
+        now = self._today()
         used = self._used.setdefault(credential.id, _Used())
         if used.known + used.unsaid + num_images > credential.per_day:
             LIMITED.labels("quota", credential.role).inc()
@@ -121,9 +120,24 @@ class Quotas:
 
     async def prepare(self, credential: Credential) -> None:
         """Learn what a credential has used before this process sees it for the first time today."""
-        if credential.per_day is not None and self._store is not None and credential.id not in self._used:
+        if credential.per_day is None or self._store is None:
+            return
+        self._today()
+        task = self._preparing.get(credential.id)
+        if task is None and credential.id not in self._used:
             self._used[credential.id] = _Used()
-            await self._flush()
+            task = self._preparing[credential.id] = asyncio.create_task(self._flush())
+            task.add_done_callback(lambda _: self._preparing.pop(credential.id))
+        if task is not None:
+            # Shielded: others may wait for the same answer when this request is cancelled.
+            await asyncio.shield(task)
+
+    def _today(self) -> datetime.datetime:
+        """What time it is; a new day begins with nothing used, and nothing known of it."""
+        now = self._now()
+        if now.date() != self._day:
+            self._day, self._used = now.date(), {}
+        return now
 
     async def _flush_soon(self) -> None:
         await asyncio.sleep(_FLUSH_S)

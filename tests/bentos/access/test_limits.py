@@ -68,11 +68,14 @@ class Counting:
     def __init__(self) -> None:
         self.totals: dict[str, int] = {}
         self.away = False
+        self.answering = asyncio.Event()
+        self.answering.set()
 
     async def find(self, digest: str) -> ActiveKey | None:
         return None
 
     async def add_usage(self, day: datetime.date, used: Mapping[str, int]) -> dict[str, int]:
+        await self.answering.wait()
         if self.away:
             raise StoreAway("away")
         for name, number in used.items():
@@ -97,6 +100,48 @@ def test_processes_share_a_days_quota() -> None:
         assert caught.value.status == 429
         await second.close()
         assert store.totals == {"daily": 100}
+
+    asyncio.run(work())
+
+
+def test_all_first_requests_wait_for_what_was_used_before() -> None:
+    async def work() -> None:
+        store = Counting()
+        store.totals["daily"] = 100
+        store.answering.clear()
+        quotas = Quotas(store)
+
+        async def ask() -> None:
+            await quotas.prepare(DAILY)
+            quotas.take(DAILY, 1)
+
+        waiting = [asyncio.create_task(ask()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()  # and takes nobody along
+        await asyncio.sleep(0)
+        store.answering.set()
+        found = await asyncio.gather(*waiting[1:], return_exceptions=True)
+        assert [isinstance(one, RequestRefused) and one.status for one in found] == [429, 429]
+
+    asyncio.run(work())
+
+
+def test_a_new_day_is_asked_about_before_its_first_image() -> None:
+    """Others may have given it all while this process heard nothing of the credential."""
+    now = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+
+    async def work() -> None:
+        nonlocal now
+        store = Counting()
+        quotas = Quotas(store, lambda: now)
+        await quotas.prepare(DAILY)
+        quotas.take(DAILY, 1)
+        now += datetime.timedelta(days=1)
+        store.totals = {"daily": 100}
+        await quotas.prepare(DAILY)
+        with pytest.raises(RequestRefused):
+            quotas.take(DAILY, 1)
+        await quotas.close()
 
     asyncio.run(work())
 
