@@ -19,7 +19,7 @@ from pipelines.core import recipe as recipes
 from pipelines.core.errors import DarkroomError, UserError
 from pipelines.core.pixelset import PixelSet
 from pipelines.core.recipe import Recipe
-from pipelines.training import image_folder
+from pipelines.training import devices, image_folder, networks
 from pipelines.training.engine import distribution
 from pipelines.training.observers import Progress
 from pipelines.training.trainer import CHECKPOINT_INTERVAL_S, TrainingResult, train
@@ -45,6 +45,10 @@ def _train(options: argparse.Namespace, world: distribution.World) -> TrainingRe
     named_files.check_for_training(recipe)
     if world.leads:
         _check_writable(options.out)
+    # Before images are decoded for an hour: is there the device, do the starting weights fit? The classes come later.
+    devices.choose_device(recipe.training.device, world.local_rank)
+    if recipe.training.mode != "head":
+        networks.build(recipe.model, 2)
     return train(
         _data(options, recipe, world),
         recipe,

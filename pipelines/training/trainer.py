@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipelines.core import starting_weights
+from pipelines.core import layout, starting_weights
 from pipelines.core.errors import RecipeError, SourceError, UserError
 from pipelines.core.pixelset import DecodedImages, PixelSet, Split
 from pipelines.core.recipe import Recipe, digest_of
@@ -158,11 +158,12 @@ def fingerprint(data: PixelSet, recipe: Recipe, compute: devices.Compute) -> str
     """Of all that decides on the weights: recipe, starting weights, images, device, precision and torch's version; and
     of the form that checkpoints have.
 
-    Image ids are digests of the images' bytes, so they and the preprocessing stand for the pixels.
+    Image ids are digests of the images' bytes, so they, the preprocessing and the layout of stored images stand for the
+    pixels.
     """
     sections = (recipe.model, recipe.training, recipe.augmentation, recipe.loading)
     parts: list[Any] = [digest_of(section) for section in sections]
-    parts.append(starting_weights.identity(recipe.model))
+    parts += [starting_weights.identity(recipe.model), layout.choice(recipe)]
     parts += [list(data.class_names), dict(data.preprocessing), torch.__version__]
     parts += [compute.device.type, compute.precision, FORMAT]
     sha256 = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())

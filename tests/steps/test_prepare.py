@@ -71,7 +71,7 @@ def test_every_strategy_has_the_same_evaluation_pixels(tmp_path: Path, loading: 
 
 def test_photographs_to_cut_from_are_stored_whole_with_a_margin_and_the_sizes_they_had(tmp_path: Path) -> None:
     storage, training_set = photographs.write_training_set(tmp_path, {"train": 6, "val": 3})
-    prepare(training_set, NAMES, storage, PHOTOGRAPHS, tmp_path)
+    prepare(training_set, NAMES, storage, override(PHOTOGRAPHS, {"loading.margin": 1.25}), tmp_path)
     train = pixelset.load(tmp_path).splits["train"]
     assert (train.pixels.height, train.pixels.width) == (20, 30)
     squashed = dataclasses.replace(spec_of(Preprocessing(height=20, width=30, fit="squash")), filter="lanczos")

@@ -16,6 +16,9 @@ from pipelines.training.__main__ import main
         ({"--set": "{training.epochs: 5}"}, "--set {training.epochs: 5}: no JSON"),
         ({"--set": "[5]"}, "--set [5]: expected an object"),
         ({"--out": "recipe.toml/out"}, "cannot be written to"),
+        # Said before a folder of images is read, which may take an hour: this one does not exist.
+        ({"--set": '{"training.device": "cuda"}', "--data": "nowhere"}, "training.device = 'cuda': torch sees no GPU"),
+        ({"--set": '{"model.weights": "/other.pt"}', "--data": "nowhere"}, "/other.pt"),
     ],
 )
 def test_wrong_arguments_are_said_in_one_line(

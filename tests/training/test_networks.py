@@ -128,6 +128,16 @@ def test_weights_of_torchvision_and_of_our_own_start_a_network(tmp_path: Path) -
     assert again.head.classifier.out_features == 9
 
 
+def test_weights_from_before_batches_were_counted_start_a_network(tmp_path: Path) -> None:
+    import torchvision
+
+    state = torchvision.models.resnet18().state_dict()
+    torch.save({key: one for key, one in state.items() if not key.endswith("num_batches_tracked")}, tmp_path / "old.pt")
+    network = networks.build(Model(backbone="resnet18", weights=str(tmp_path / "old.pt")), 3)
+    assert network.has_weights
+    assert torch.equal(network.body.layers.conv1.weight, state["conv1.weight"])
+
+
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(nn.Linear(2, 2).state_dict(), path)

@@ -7,6 +7,8 @@ import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.training.engine.compilation import compiled_for_any_size
+
+_LONGEST_WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Place among the processes of this machine: the number of its GPU."""
+    patient: dist.ProcessGroup | None = None
+    """All of them, for `wait`."""
 
     @property
     def leads(self) -> bool:
@@ -45,8 +51,11 @@ class World:
         return int(found)
 
     def wait(self) -> None:
-        """Until every process has come here."""
-        self.smallest(0, torch.device("cpu"))
+        """Until every process has come here, were it hours: preparing a million images takes longer than the half hour
+        after which an exchange counts as lost.
+        """
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(()), group=self.patient)
 
     def leaders(self, data: bytes, device: torch.device) -> bytes:
         """The bytes that the leading process passes; the others' own are ignored."""
@@ -84,7 +93,8 @@ def joined() -> Iterator[World]:
     # Tensors on GPUs go through NCCL, those on CPUs through Gloo: the recipe decides where it trains.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield World(rank=rank, size=size, local_rank=local_rank)
+        patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_LONGEST_WAIT))
+        yield World(rank=rank, size=size, local_rank=local_rank, patient=patient)
     finally:
         dist.destroy_process_group()
 

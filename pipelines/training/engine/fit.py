@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -20,10 +20,12 @@ from pipelines.core.errors import SourceError, UserError
 from pipelines.core.pixelset import Split
 from pipelines.core.recipe import Recipe
 from pipelines.training.augmentation.tta import Views
+from pipelines.training.batch import Batch
 from pipelines.training.devices import Compute
 from pipelines.training.engine.checkpoints import Checkpoints, State, Weights, opened
 from pipelines.training.engine.compilation import compiled
 from pipelines.training.engine.distribution import Replica, World
+from pipelines.training.engine.memory import is_out_of_memory
 from pipelines.training.engine.prediction import predict
 from pipelines.training.engine.samples import samples
 from pipelines.training.engine.state import Course
@@ -134,7 +136,7 @@ class Fit:
     def _train_epoch(self, course: Course, loader: Loader, watching: Sequence[Observer]) -> None:
         """What is left of this epoch's steps."""
         course.stepper.network.train()
-        for batch in loader.batches(course.epoch, first=course.step):
+        for batch in self._batches(course, loader):
             loss = course.stepper.step(batch, course.number)
             course.loss_sum += loss * batch.num_global
             course.step += 1
@@ -144,6 +146,18 @@ class Fit:
             if course.step < loader.steps_per_epoch and course.step % self._steps_between_saves == 0:
                 self._gather_loss(course)
                 self._save_if_due(course)
+
+    def _batches(self, course: Course, loader: Loader) -> Iterator[Batch]:
+        """From the step that comes next; where their pixels find no memory, the steps leave them more."""
+        while True:
+            try:
+                yield from loader.batches(course.epoch, first=course.step)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            else:
+                return
+            course.stepper.make_room()
 
     def _close_epoch(self, course: Course, watching: Sequence[Observer]) -> None:
         """Judge the weights, keep them where they are the best, and tell the observers."""

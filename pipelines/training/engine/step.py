@@ -43,7 +43,8 @@ class Stepper:
     num_steps: int
     """Of the whole training."""
     micro_batch: int
-    """Most images that this process passes forth and back at once; falls where memory does not suffice."""
+    """Most images that this process passes forth and back at once (one more where a single one would be left over);
+    falls where memory does not suffice."""
     asked_micro_batch: int = field(init=False)
     """What `micro_batch` was at the start."""
     statistics: Statistics = field(init=False)
@@ -81,14 +82,24 @@ class Stepper:
             loss = attempt(lambda: self._forth_and_back(batch))
             if loss is not None:
                 return loss
-            if self.replica.world.size > 1:  # the others wait for this process's statistics and gradients
-                raise PlatformError(
-                    f"out of memory in a step with {self.micro_batch} images at once, where {self.replica.world.size} "
-                    f"processes cannot go on without each other: set training.micro_batch = {self._half()} and start "
-                    "the training anew"
-                )
+            self.make_room()
             self.statistics.restore()
-            self._halve()
+
+    def make_room(self) -> None:
+        """Memory has run out, in a step or beside it: take smaller parts from now on.
+
+        Raises PlatformError where there are none, or where other processes would have to.
+        """
+        if self.replica.world.size > 1:  # the others wait for this process's statistics and gradients
+            raise PlatformError(
+                f"out of memory in a step with {self.micro_batch} images at once, where {self.replica.world.size} "
+                f"processes cannot go on without each other: set training.micro_batch = {self._half()} and start "
+                "the training anew"
+            )
+        self.optimizers.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._halve()
 
     def _forth_and_back(self, batch: Batch) -> Tensor:
         """Gradients add up over the micro-batches, and over the processes, to those of the whole batch."""

@@ -6,6 +6,8 @@ wide convolutions follow. Batch norms have no scale and forget fast, since the t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +19,6 @@ _PATCH = 2
 _NUM_WHITENED = 2 * 3 * _PATCH**2
 _EPSILON = 5e-4
 """Added to the patches' variances: keeps noise in directions of little variance small."""
-_CHUNK = 500
-"""Images whose patches are held at once."""
 
 TRAITS = Traits(
     scale_invariant=True,
@@ -48,17 +48,19 @@ class _Largest(nn.Module):
 
 
 class _Whitened(Body):
-    def initialize(self, images: Tensor) -> None:
+    def initialize(self, images: Iterable[Tensor]) -> None:
         """Set the first layer to the whitening of the images' patches (their covariance's eigenvectors, scaled)."""
         size = _NUM_WHITENED // 2
-        products = torch.zeros((size, size), dtype=torch.float64, device=images.device)
-        for part in torch.split(images, _CHUNK):
+        whitening = self.layers[0]  # type: ignore[index]
+        products = torch.zeros((size, size), dtype=torch.float64, device=whitening.weight.device)
+        num_patches = 0
+        for part in images:
             patches = part.unfold(2, _PATCH, 1).unfold(3, _PATCH, 1).transpose(1, 3).reshape(-1, size)
             patches = patches.double()  # in float32 a GPU would multiply with 10 bits
-            products += patches.T @ patches / len(patches) * len(part)
-        variances, vectors = (found.float() for found in torch.linalg.eigh(products / len(images)))
+            products += patches.T @ patches
+            num_patches += len(patches)
+        variances, vectors = (found.float() for found in torch.linalg.eigh(products / num_patches))
         filters = vectors.T.reshape(-1, 3, _PATCH, _PATCH) / (variances + _EPSILON).sqrt().view(-1, 1, 1, 1)
-        whitening = self.layers[0]  # type: ignore[index]
         with torch.no_grad():
             whitening.weight.copy_(torch.cat([filters, -filters]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,9 @@ from pipelines.training.pixel_rows import by_rows
 # Mean and standard deviation of ImageNet's RGB in 0..255: what torchvision's weights were trained with.
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
+
+_PIXELS_AT_ONCE = 2**20
+"""Of the thousands of images that a data-dependent start sees: what is made of each pixel takes a hundred bytes."""
 
 
 class Body(nn.Module):
@@ -27,8 +30,8 @@ class Body(nn.Module):
         features: Tensor = self.layers(images)
         return features
 
-    def initialize(self, images: Tensor) -> None:
-        """Adapt the start to some normalized training images [N, 3, H, W]."""
+    def initialize(self, images: Iterable[Tensor]) -> None:
+        """Adapt the start to some training images, normalized [N, 3, H, W], a part after the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,9 @@ class Network(nn.Module):
 
     def initialize(self, pixels_NHWC: Tensor) -> None:  # noqa: N803
         """Data-dependent start, from some training pixels uint8 [N, H, W, 3]; the same pixels give the same weights."""
-        self.body.initialize(self._normalized(pixels_NHWC.to(self.mean.device)))
+        images_at_once = max(1, _PIXELS_AT_ONCE // pixels_NHWC[0, ..., 0].numel())
+        parts = torch.split(pixels_NHWC.to(self.mean.device), images_at_once)
+        self.body.initialize(self._normalized(part) for part in parts)
 
     def set_progress(self, share: float) -> None:
         """Once their time is over, parameters in `early` stop asking for gradients, which shortens the way back."""

@@ -25,7 +25,12 @@ def load_weights(network: Network, model: Model) -> None:
     target: nn.Module = network if ours else network.body.layers
     own = target.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    missing = [key for key in own if key not in fitting and (not ours or key.startswith("body."))]
+    missing = [
+        key
+        for key in own
+        # Files of torch 0.4 and before, torchvision's oldest among them, count no batches; nothing here reads counts.
+        if key not in fitting and (not ours or key.startswith("body.")) and not key.endswith("num_batches_tracked")
+    ]
     if missing:
         raise UserError(f"model.weights = {model.weights!r}: not of {model.backbone}, it lacks {missing[0]}")
     target.load_state_dict(fitting, strict=False)

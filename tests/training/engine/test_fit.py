@@ -81,6 +81,36 @@ def test_a_cpu_run_repeats_bit_for_bit_and_so_does_an_interrupted_one(tmp_path: 
     assert _files(tmp_path / "broken") == _files(tmp_path / "straight")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backbone", ["small", "airbench", "resnet18"])
+def test_a_deterministic_gpu_run_repeats_bit_for_bit_and_so_does_an_interrupted_one(
+    tmp_path: Path, backbone: str
+) -> None:
+    asked = recipe(
+        side=32,
+        model={"backbone": backbone, "embedding_dim": 0},
+        training={"device": "cuda", "deterministic": True, "ema_decay": 0.9},
+        augmentation={"flip": "random", "shift_share": 0.2, "mixup": 0.2},
+    )
+    data = striped(side=32)
+    for name, steps in (("straight", ()), ("again", ()), ("broken", (2, 5, 8))):
+        out = tmp_path / name
+        for step in steps:
+            with pytest.raises(Killed):
+                train(
+                    data,
+                    asked,
+                    out,
+                    checkpoints=out / "checkpoints",
+                    observers=[KillAfter(step)],
+                    checkpoint_every_s=0,
+                )
+        result = train(data, asked, out, checkpoints=out / "checkpoints", checkpoint_every_s=0)
+        assert result.device == "cuda"
+    assert _files(tmp_path / "again") == _files(tmp_path / "straight")
+    assert _files(tmp_path / "broken") == _files(tmp_path / "straight")
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_a_torn_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import photographs
 import pytest
 from striped_pixels import striped, written
 
@@ -61,13 +62,27 @@ tta = "mirror_shift"
 """
 
 
+STREAMED = (
+    PLAIN
+    + """
+[augmentation]
+crop = "resized"
+[loading]
+strategy = "stream"
+"""
+)
+
+
 class Command:
     """`python -m pipelines.training` on one data set, every step saved."""
 
     def __init__(self, folder: Path, recipe: str) -> None:
         self.folder = folder
         (folder / "stripes.toml").write_text(recipe)
-        self.data = written(folder / "data", striped(num_train=256, num_val=32, side=16))
+        if recipe == STREAMED:
+            self.data = _files(folder / "data")
+        else:
+            self.data = written(folder / "data", striped(num_train=256, num_val=32, side=16))
 
     def start(self, out: str, every_s: str = "0") -> subprocess.Popen[str]:
         arguments = ["--recipe", str(self.folder / "stripes.toml"), "--data", str(self.data)]
@@ -106,6 +121,15 @@ class Command:
         return [(self.folder / out / name).read_bytes() for name in ("weights.pt", "history.json")]
 
 
+def _files(folder: Path) -> Path:
+    """JPEGs of three classes in folders, 256 of them to train."""
+    for number in range(288):
+        name = f"{'train' if number < 256 else 'val'}/class-{number % 3}/{number}.jpg"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(photographs.photograph(number))
+    return folder
+
+
 def _is_the_same_after_kills(command: Command, num_kills: int) -> None:
     command.finish("straight", every_s="1e9")
     places = random.Random(num_kills)
@@ -122,6 +146,6 @@ def test_three_kills_and_everything_that_has_a_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("recipe", [PLAIN, EVERYTHING])
+@pytest.mark.parametrize("recipe", [PLAIN, EVERYTHING, STREAMED], ids=["plain", "everything", "streamed"])
 def test_twenty_kills(tmp_path: Path, recipe: str) -> None:
     _is_the_same_after_kills(Command(tmp_path, recipe), 20)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from pipelines.training.batch import Batch
 from pipelines.training.devices import Compute
 from pipelines.training.engine.distribution import Replica, World
 from pipelines.training.engine.step import Stepper, loss_sum, num_parts, split
+from pipelines.training.loading import sources
 from pipelines.training.networks import Network
 from pipelines.training.networks.network import Body, Traits
 from pipelines.training.optimization import optimizers
@@ -144,6 +147,30 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(
     trainer.train(striped(), asked, tmp_path / "asked", checkpoints=tmp_path / "asked" / "c")
     for name in ("weights.pt", "history.json"):
         assert (tmp_path / "short" / name).read_bytes() == (tmp_path / "asked" / name).read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["resident", "mapped"])
+def test_memory_that_runs_out_while_images_are_loaded_is_made_by_smaller_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """On a GPU images are cut beside the step, in the memory that it leaves."""
+    transform, calls = sources.transform, []
+
+    def failing(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        if len(calls) == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return transform(*arguments)
+
+    plain = recipe(loading={"strategy": strategy}, training={"precision": "fp32"}, model={"embedding_dim": 0})
+    monkeypatch.setattr(networks, "build", lambda *_: _plain())
+    trainer.train(striped(side=8), plain, tmp_path / "straight", checkpoints=tmp_path / "straight" / "c")
+    monkeypatch.setattr(sources, "transform", failing)
+    result = trainer.train(striped(side=8), plain, tmp_path / "short", checkpoints=tmp_path / "short" / "c")
+    assert result.micro_batch == 8
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("straight", "short")]
+    losses = [[epoch["train_loss"] for epoch in history] for history in histories]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3), "every image came once, whatever failed"
 
 
 def test_a_smaller_micro_batch_outlives_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
