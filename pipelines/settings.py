@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from pipelines.core import service_variables
 from pipelines.core.errors import UserError
+from pipelines.core.limits import BodyLimits
 from pipelines.core.traces import ENDPOINT, SAMPLE, Tracing, tracing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -69,6 +71,8 @@ class Settings:
     """Of one answer there."""
     tracing: Tracing | None = None
     """The collector of traces; None: nothing is traced."""
+    service_variables: tuple[tuple[str, str], ...] = ()
+    """Variables that every serving process gets, by name, as somebody has set them (`core.service_variables`)."""
     log_predictions: float = 0.1
     """Share of the served answers that the prediction log keeps."""
     log_images: bool = False
@@ -95,6 +99,15 @@ class Settings:
     def recipe_folders(self) -> tuple[Path, Path]:
         """Shipped recipes, then the ones that `darkroom run --data` wrote."""
         return REPOSITORY / "pipelines" / "recipes", self.home / "recipes"
+
+    @property
+    def body_limits(self) -> BodyLimits:
+        """What the gateway refuses by its length: the same as the processes behind it."""
+        given = dict(self.service_variables)
+        return BodyLimits(
+            max_body_bytes=service_variables.MAX_BODY_BYTES.read(given),
+            max_batch_bytes=service_variables.MAX_BATCH_BYTES.read(given),
+        )
 
     @property
     def gateway_url(self) -> str:
@@ -279,6 +292,7 @@ def load() -> Settings:
             "DARKROOM_REDIS_MAX_ANSWER_BYTES", 256 * 1024, minimum=1, what="a number of bytes"
         ),
         tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
+        service_variables=service_variables.given(os.environ),
         log_predictions=_share("DARKROOM_LOG_PREDICTIONS", 0.1),
         log_images=_choice("DARKROOM_LOG_IMAGES", ("0", "1")) == "1",
         prediction_spool_mb=_number("DARKROOM_PREDICTION_SPOOL_MB", 256, minimum=16, what="a number of megabytes"),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bentos.kit.access.settings import AccessSettings, TokenRules
+from pipelines.core import service_variables
 from pipelines.core.cores import num_cores
 from pipelines.core.errors import UserError
-from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES
 from pipelines.core.traces import ENDPOINT, SAMPLE, Tracing, tracing
 
 
@@ -95,15 +95,15 @@ def load(default_model_folder: Path) -> ServiceSettings:
         threads=threads,
         # Every core has a batch; the supervisor divides them between the processes of a deployment.
         concurrency=_number("DARKROOM_CONCURRENCY", max(1, num_cores() // threads), maximum=1024),
-        max_batch=_number("DARKROOM_MAX_BATCH", 32, maximum=1024),
-        max_waiting=_number("DARKROOM_MAX_WAITING", 256, maximum=100_000),
-        max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 200, maximum=600_000) / 1000,
-        max_images=_number("DARKROOM_MAX_IMAGES", 64, maximum=100_000),
+        max_batch=service_variables.MAX_BATCH.read(os.environ),
+        max_waiting=service_variables.MAX_WAITING.read(os.environ),
+        max_wait_s=service_variables.MAX_WAIT_MS.read(os.environ) / 1000,
+        max_images=service_variables.MAX_IMAGES.read(os.environ),
         max_body_bytes=max_body_bytes(),
-        max_batch_bytes=_number("DARKROOM_MAX_BATCH_BYTES", MAX_BATCH_BYTES, maximum=2**31),
-        cache_bytes=_number("DARKROOM_CACHE_BYTES", 64 * 1024 * 1024, minimum=0, maximum=2**40),
+        max_batch_bytes=service_variables.MAX_BATCH_BYTES.read(os.environ),
+        cache_bytes=service_variables.CACHE_BYTES.read(os.environ),
         top_k=_number("DARKROOM_TOP_K", 5, maximum=1000),
-        provider=_choice("DARKROOM_PROVIDER", ("auto", "cpu", "cuda")),
+        provider=service_variables.PROVIDER.read(os.environ),
         grpc_port=_number("DARKROOM_GRPC_PORT", 0, minimum=0, maximum=65535),
         grpc_host=os.environ.get("DARKROOM_GRPC_HOST") or "127.0.0.1",
         access=_access(),
@@ -157,8 +157,8 @@ def load_search() -> SearchSettings:
         vectors_url_file=_path("DARKROOM_VECTORS_URL_FILE"),
         threads=threads,
         concurrency=_number("DARKROOM_CONCURRENCY", max(1, num_cores() // threads), maximum=1024),
-        max_waiting=_number("DARKROOM_MAX_WAITING", 256, maximum=100_000),
-        max_wait_s=_number("DARKROOM_MAX_WAIT_MS", 2000, maximum=600_000) / 1000,
+        max_waiting=service_variables.MAX_WAITING.read(os.environ),
+        max_wait_s=service_variables.MAX_WAIT_MS.read(os.environ, 2000) / 1000,
         max_body_bytes=max_body_bytes(),
         access=_access(),
         tracing=tracing(os.environ.get(ENDPOINT) or "", os.environ.get(SAMPLE) or ""),
@@ -232,12 +232,12 @@ def _required(name: str, what: str) -> str:
 
 def max_body_bytes() -> int:
     """Of one image. Raises UserError naming the variable."""
-    return _number("DARKROOM_MAX_BODY_BYTES", MAX_BODY_BYTES, maximum=2**31)
+    return service_variables.MAX_BODY_BYTES.read(os.environ)
 
 
 def max_bytes_in_flight() -> int:
     """Of all images and unfinished bodies that a process holds. Raises UserError naming the variable."""
-    return _number("DARKROOM_MAX_BYTES_IN_FLIGHT", 128 * 1024 * 1024, maximum=2**40)
+    return service_variables.MAX_BYTES_IN_FLIGHT.read(os.environ)
 
 
 def give_to_service(*, host: str, grpc_port: int, drain_timeout_s: int) -> None:

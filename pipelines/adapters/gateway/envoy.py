@@ -224,7 +224,9 @@ def _files(view: View, settings: Settings) -> dict[str, list[dict[str, Any]]]:
     return {
         **{f"eds/{assignment['cluster_name']}.json": [assignment] for assignment in assignments},
         "cds/cds.json": clusters,
-        "rds/rds.json": [config.routes(view.routes, settings.default_model, similar=view.similar is not None)],
+        "rds/rds.json": [
+            config.routes(view.routes, settings.default_model, settings.body_limits, similar=view.similar is not None)
+        ],
     }
 
 

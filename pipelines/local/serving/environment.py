@@ -23,5 +23,6 @@ def serving_environment(settings: Settings, *, cluster: str, sources: Path) -> d
         "BENTOML_HOME": str(settings.home / "cache" / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
         "DARKROOM_CLUSTER": cluster,
+        **dict(settings.service_variables),
         **(settings.tracing.environment if settings.tracing else {}),
     }

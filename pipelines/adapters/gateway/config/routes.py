@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pipelines.adapters.gateway.config.clusters import SIMILAR, grpc_cluster
 from pipelines.adapters.gateway.config.parts import REQUEST_TIMEOUT_S, ROUTES_NAME, TYPES, Resource
 from pipelines.core.access import DEFAULT_HEADER, DEPLOYED_HEADER
-from pipelines.core.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_MESSAGE_BYTES
+from pipelines.core.limits import BodyLimits
 
 MODEL_HEADER, VERSION_HEADER = "x-darkroom-model", "x-darkroom-version"
 """Set by `model_of_call.lua`."""
@@ -25,15 +25,17 @@ class Backend:
     weight: int
 
 
-def routes(models: Mapping[str, Sequence[Backend]], default_model: str, *, similar: bool = False) -> Resource:
+def routes(
+    models: Mapping[str, Sequence[Backend]], default_model: str, limits: BodyLimits, *, similar: bool = False
+) -> Resource:
     """Routes of every model, of the plain paths to the default one, and problems for everything else.
 
     `similar`: whether there is a process that finds similar images.
     """
     default = models.get(default_model, ())
     nothing = "the default model is not deployed yet"
-    too_long = f"the body is larger than {MAX_BODY_BYTES} bytes"
-    served = [route for model, backends in sorted(models.items()) for route in _routes_of(model, backends)]
+    too_long = f"the body is larger than {limits.max_body_bytes} bytes"
+    served = [route for model, backends in sorted(models.items()) for route in _routes_of(model, backends, limits)]
     return {
         "@type": f"{TYPES}.config.route.v3.RouteConfiguration",
         "name": ROUTES_NAME,
@@ -44,12 +46,12 @@ def routes(models: Mapping[str, Sequence[Backend]], default_model: str, *, simil
                 # For machines behind the gateway; a client learns nothing of how the house is built.
                 "response_headers_to_remove": ["x-envoy-upstream-healthchecked-cluster"],
                 "routes": [
-                    *_batch_routes(models, default),
-                    _problem(_longer({"prefix": "/"}, MAX_BODY_BYTES), 413, too_long),
+                    *_batch_routes(models, default, limits.max_batch_bytes),
+                    _problem(_longer({"prefix": "/"}, limits.max_body_bytes), 413, too_long),
                     _index(models, default_model),
                     *_similar_routes(similar),
                     *served,
-                    *_default_routes(default, nothing),
+                    *_default_routes(default, nothing, limits),
                     *(
                         # Anybody may read this, and so it names none.
                         _problem(
@@ -66,7 +68,7 @@ def routes(models: Mapping[str, Sequence[Backend]], default_model: str, *, simil
     }
 
 
-def _routes_of(model: str, backends: Sequence[Backend]) -> list[Resource]:
+def _routes_of(model: str, backends: Sequence[Backend], limits: BodyLimits) -> list[Resource]:
     """Every path of one model."""
     base, oip = f"/v1/models/{model}", f"/v2/models/{model}"
     # A version by its name goes to its own processes, whatever their share of the requests without one.
@@ -78,13 +80,13 @@ def _routes_of(model: str, backends: Sequence[Backend]) -> list[Resource]:
         route
         for version, own in by_version.items()
         for route in (
-            _to_grpc(own, {"prefix": _OIP_GRPC}, model, version),
+            _to_grpc(own, {"prefix": _OIP_GRPC}, limits, model, version),
             _to(own, {"path_separated_prefix": f"{oip}/versions/{version}"}),
         )
     ]
     return [
         *named,
-        _to_grpc(backends, {"prefix": _OIP_GRPC}, model),
+        _to_grpc(backends, {"prefix": _OIP_GRPC}, limits, model),
         *(_to(backends, {"path": base + probe}, rewrite=probe) for probe in ("/livez", "/readyz", "/metrics")),
         _to_stream(backends, {"path": f"{base}/stream"}),
         _to(backends, {"path_separated_prefix": base}),
@@ -108,15 +110,17 @@ def _similar_routes(there: bool) -> list[Resource]:
     ]
 
 
-def _batch_routes(models: Mapping[str, Sequence[Backend]], default: Sequence[Backend]) -> list[Resource]:
+def _batch_routes(
+    models: Mapping[str, Sequence[Backend]], default: Sequence[Backend], max_bytes: int
+) -> list[Resource]:
     """Many images in a request: they pass while they arrive, and are answered meanwhile."""
     paths = {f"/v1/models/{model}/classify/batch": backends for model, backends in sorted(models.items())}
     if default:
         paths["/v1/classify/batch"] = default
     found = []
     for path, backends in paths.items():
-        too_long = f"the body is larger than {MAX_BATCH_BYTES} bytes; send several requests"
-        found.append(_problem(_longer({"path": path}, MAX_BATCH_BYTES), 413, too_long))
+        too_long = f"the body is larger than {max_bytes} bytes; send several requests"
+        found.append(_problem(_longer({"path": path}, max_bytes), 413, too_long))
         route = _to(backends, {"path": path})
         # What has been sent on cannot be sent again, and lines may come for minutes.
         del route["route"]["retry_policy"]
@@ -125,7 +129,7 @@ def _batch_routes(models: Mapping[str, Sequence[Backend]], default: Sequence[Bac
     return found
 
 
-def _default_routes(backends: Sequence[Backend], nothing: str) -> list[Resource]:
+def _default_routes(backends: Sequence[Backend], nothing: str, limits: BodyLimits) -> list[Resource]:
     """Paths that name no model. What a call by gRPC names and is not deployed is here too: any process says so."""
     calls = (_OIP_GRPC, "/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/")
     paths = (
@@ -138,7 +142,7 @@ def _default_routes(backends: Sequence[Backend], nothing: str) -> list[Resource]
             *(_problem({"path": path}, 503, nothing) for path in (*paths, "/v1/classify/batch", "/v1/stream")),
         ]
     return [
-        *(_to_grpc(backends, {"prefix": call}) for call in calls),
+        *(_to_grpc(backends, {"prefix": call}, limits) for call in calls),
         _to_stream(backends, {"path": "/v1/stream"}),
         *(_to(backends, {"path": path}) for path in paths),
     ]
@@ -176,14 +180,16 @@ def _to(
     return {"match": match, "route": action}
 
 
-def _to_grpc(backends: Sequence[Backend], match: Resource, model: str = "", version: str = "") -> Resource:
+def _to_grpc(
+    backends: Sequence[Backend], match: Resource, limits: BodyLimits, model: str = "", version: str = ""
+) -> Resource:
     """Calls by gRPC, of one model or version where given: the filter `model_of_call` has put them into headers."""
     named = {MODEL_HEADER: model, VERSION_HEADER: version}
     headers = [{"name": name, "string_match": {"exact": value}} for name, value in named.items() if value]
     found = _to(backends, {**match, "grpc": {}, **({"headers": headers} if headers else {})}, name_of=grpc_cluster)
     if match["prefix"] == _OIP_GRPC:
         # The message is kept until its model's name is read. Beyond this it is refused.
-        found["request_body_buffer_limit"] = str(MAX_MESSAGE_BYTES)
+        found["request_body_buffer_limit"] = str(limits.max_message_bytes)
     else:  # streams, that last
         found["route"]["timeout"] = "0s"
     return found
