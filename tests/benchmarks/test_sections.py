@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bench import photographs, reference
+from bench.clocks import ClockTracker
 from bench.defaults import torch_defaults
 from bench.photographs import Photographs
 from bench.pixel_sets import decode_all
@@ -171,7 +172,7 @@ def test_airbench_trains_on_our_pixels_and_tells_its_own_time(images: Photograph
     assert np.array_equal(cached["images"][5], data.splits["train"].pixels.image(5))
     assert cached["labels"].tolist() == data.splits["train"].labels.tolist()
     control = airbench.Control(airbench.load_script(str(script)), tmp_path)
-    assert control.run(0) == airbench.Run(seconds=2.5, accuracy=0.16)
+    assert control.run(0) == airbench.Run(seconds=2.5, training_s=2.5, accuracy=0.16)
 
 
 def test_our_side_of_airbench_trains_and_is_judged_on_test(images: Photographs, tmp_path: Path) -> None:
@@ -181,8 +182,12 @@ def test_our_side_of_airbench_trains_and_is_judged_on_test(images: Photographs, 
     training = {"epochs": 1, "batch_size": 16, "threads": 1, "device": "cpu"}
     tiny = {"name": "tiny", "model": {"width": 0.5}, "training": training, "evaluation": {"tta": "mirror"}}
     recipe = from_dict(tiny)
-    turn = airbench.ours(decode_all(dataclasses.replace(images, files=files), recipe), recipe, tmp_path / "out")
-    assert turn.seconds > 0
+    tracker = ClockTracker()
+    data = decode_all(dataclasses.replace(images, files=files), recipe)
+    turn = airbench.ours(data, recipe, tmp_path / "out", tracker)
+    assert turn.seconds > turn.training_s > 0
+    assert len(tracker.curve.points) == 1
+    assert (tmp_path / "out" / "model.onnx").is_file()
     assert 0 <= turn.accuracy <= 1
 
 

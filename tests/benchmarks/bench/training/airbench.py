@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import io
 import random
 import sys
 import tempfile
@@ -30,13 +31,15 @@ from bench.photographs import find
 from bench.pixel_sets import decode_all
 from bench.report import Bar, Report, Table
 from bench.training.cifar import load_recipe
+from bench.training.tracking import mlflow
 from pipelines.core.errors import UserError
 from pipelines.core.pixelset import PixelSet
+from pipelines.core.ports import Tracker
 from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe, override, to_dict
 from pipelines.training.export import export_onnx, load_network
 from pipelines.training.networks import Network
-from pipelines.training.observers import History, Observer
+from pipelines.training.observers import History, MetricSender, Observer, Progress
 from pipelines.training.trainer import WEIGHTS
 
 BAR, STRETCH_S = 1.5, 2.6
@@ -46,20 +49,23 @@ SCHEDULE = {"training.epochs": 8, "training.batch_size": 2000}
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training: seconds from its first work (the whitening) until the test accuracy with its views is there,
-    without those of compiling; and that accuracy.
+    """One training: seconds from its first work (the whitening) until the test accuracy with its views is there and
+    all is written, without those of compiling; and that accuracy.
     """
 
     seconds: float
     accuracy: float
+    training_s: float
+    """Of these, until the accuracy is there."""
     compile_s: float = 0.0
-    export_s: float = 0.0
 
 
 def run(options: argparse.Namespace) -> Report:
     """Interleaved in random order, the control first and last. Raises UserError without a script."""
     if not torch.cuda.is_available():
         return Report(open="needs a GPU")
+    from pipelines.adapters.tracking import RunTracker
+
     allow_recompiling()
     recipe = load_recipe(options, "cifar10", SCHEDULE)
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as place:
@@ -69,15 +75,17 @@ def run(options: argparse.Namespace) -> Report:
         module = load_script(options.airbench)
         control = Control(module, work)
         control.run("warmup")
-        ours(data, recipe, work / "warmup")
-        runs: dict[str, list[Run]] = {"airbench": [control.run(0)], "ours": []}
-        order = ["airbench", "ours"] * options.rounds
-        random.Random(0).shuffle(order)
-        for number, name in enumerate([*order, "airbench"], start=1):
-            seeded = override(recipe, {"training.seed": number})
-            turn = control.run(number) if name == "airbench" else ours(data, seeded, work / str(number))
-            runs[name].append(turn)
-            progress(f"{name}: {turn.seconds:.2f} s, {turn.accuracy:.4f}")
+        with mlflow(work / "home") as settings:
+            tracker = RunTracker(settings, "airbench")
+            ours(data, recipe, work / "warmup", tracker)
+            runs: dict[str, list[Run]] = {"airbench": [control.run(0)], "ours": []}
+            order = ["airbench", "ours"] * options.rounds
+            random.Random(0).shuffle(order)
+            for number, name in enumerate([*order, "airbench"], start=1):
+                seeded = override(recipe, {"training.seed": number})
+                turn = control.run(number) if name == "airbench" else ours(data, seeded, work / str(number), tracker)
+                runs[name].append(turn)
+                progress(f"{name}: {turn.seconds:.2f} s, {turn.accuracy:.4f}")
     return _report(recipe, data, runs)
 
 
@@ -132,7 +140,8 @@ class Control:
         self._seen.clear()
         with torch_defaults(), contextlib.chdir(self._folder):
             accuracy = float(self._module.main(number, self._network))
-        return Run(seconds=float(self._seen[-1]["time_seconds"]), accuracy=accuracy)
+        seconds = float(self._seen[-1]["time_seconds"])
+        return Run(seconds=seconds, training_s=seconds, accuracy=accuracy)
 
 
 class Start(Observer):
@@ -159,23 +168,20 @@ class Start(Observer):
         self.at = self.at or time.perf_counter()
 
 
-def ours(data: PixelSet, recipe: Recipe, out: Path) -> Run:
-    """Training, validation, checkpoints, history and files of `trainer.train`; then the test images."""
+def ours(data: PixelSet, recipe: Recipe, out: Path, tracker: Tracker) -> Run:
+    """All that step `train` does, with its observers and the checkpoints that fall due; the test images; the export."""
     clock, start = EpochClock(), Start()
-    with start.noted():
-        train_pixels(data, recipe, out, [clock, start])
+    tracker.start(out.name, {"backbone": recipe.model.backbone}, {})
+    with start.noted(), contextlib.redirect_stderr(io.StringIO()):
+        train_pixels(data, recipe, out, [clock, start, Progress(), MetricSender(tracker.log)])
     compile_s = clock.curve.compile_s
     accuracy = accuracy_of(out, recipe, data, "test")
-    seconds = time.perf_counter() - start.at - compile_s
-    began = time.perf_counter()
+    training_s = time.perf_counter() - start.at - compile_s
+    tracker.finish("FINISHED")
     network = load_network(out / WEIGHTS, recipe, len(data.class_names))
     export_onnx(network, 1.0, spec_of(recipe.preprocessing), out / "model.onnx")
-    return Run(
-        seconds=seconds,
-        accuracy=accuracy,
-        compile_s=compile_s,
-        export_s=time.perf_counter() - began,
-    )
+    seconds = time.perf_counter() - start.at - compile_s
+    return Run(seconds=seconds, training_s=training_s, accuracy=accuracy, compile_s=compile_s)
 
 
 def _report(recipe: Recipe, data: PixelSet, runs: dict[str, list[Run]]) -> Report:
@@ -184,7 +190,11 @@ def _report(recipe: Recipe, data: PixelSet, runs: dict[str, list[Run]]) -> Repor
     ratio = bootstrap([ours.seconds / theirs.seconds for ours, theirs in pairs])
     times = {name: bootstrap([one.seconds for one in each]) for name, each in runs.items()}
     accuracies = {name: mean_interval([100 * one.accuracy for one in each]) for name, each in runs.items()}
-    rows = [[name, str(len(each)), times[name].text(" s"), accuracies[name].text(" %")] for name, each in runs.items()]
+    training = {name: bootstrap([one.training_s for one in each]) for name, each in runs.items()}
+    rows = [
+        [name, str(len(each)), times[name].text(" s"), training[name].text(" s"), accuracies[name].text(" %")]
+        for name, each in runs.items()
+    ]
     counts = {split: len(found) for split, found in data.splits.items()}
     title = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     return Report(
@@ -195,10 +205,12 @@ def _report(recipe: Recipe, data: PixelSet, runs: dict[str, list[Run]]) -> Repor
             "accuracy_percent": {name: found.as_json() for name, found in accuracies.items()},
             "recipe": to_dict(recipe),
         },
-        tables=[Table(title=title, columns=["", "runs", "seconds", "test accuracy, TTA"], rows=rows)],
+        tables=[
+            Table(title=title, columns=["", "runs", "seconds", "of them training", "test accuracy, TTA"], rows=rows)
+        ],
         bars=[
             Bar(what="our seconds to airbench's, upper end", bar=BAR, found=ratio.high, at_most=True),
-            Bar(what="our seconds", bar=STRETCH_S, found=times["ours"].value, at_most=True),
+            Bar(what="our seconds of training", bar=STRETCH_S, found=training["ours"].value, at_most=True),
             Bar(
                 what="our accuracy, lower end, percent",
                 bar=accuracies["airbench"].value,
@@ -207,9 +219,9 @@ def _report(recipe: Recipe, data: PixelSet, runs: dict[str, list[Run]]) -> Repor
         ],
         notes=[
             "both from the whitening to the test accuracy with six views; airbench by its own clock, which leaves the "
-            "validation after each epoch out; ours with validation, checkpoints and files",
+            "validation after each epoch out; ours with validation, MLflow, files, export to ONNX, and a checkpoint "
+            "where one falls due, which within ten seconds none does",
             "both sides have trained once before anything is timed; of ours, compiling again is apart: "
             f"{bootstrap([one.compile_s for one in runs['ours']]).value:.1f} s a training",
-            f"export to ONNX: {bootstrap([one.export_s for one in runs['ours']]).value:.1f} s, apart",
         ],
     )

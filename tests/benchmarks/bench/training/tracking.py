@@ -11,11 +11,12 @@ import argparse
 import contextlib
 import io
 import json
+import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,7 +33,7 @@ from pipelines.core.preprocessing import spec_of
 from pipelines.core.recipe import Recipe, override, to_dict
 from pipelines.training import trainer
 from pipelines.training.engine.checkpoints import Checkpoints
-from pipelines.training.observers import History, MetricSender, Observer, Progress
+from pipelines.training.observers import History, HistoryFile, MetricSender, Observer, Progress
 
 BAR = 0.01
 
@@ -42,6 +43,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.checkpoints = 0
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -79,6 +81,7 @@ def timed_checkpoints(stopwatch: Stopwatch) -> type[Checkpoints]:
         def save(self, *arguments: Any) -> None:
             with stopwatch.running():
                 super().save(*arguments)
+            stopwatch.checkpoints += 1
 
     return TimedCheckpoints
 
@@ -99,8 +102,10 @@ class Turns:
     work: Path
     settings: Any
     number: int = 0
-    waited: list[float] | None = None
+    waited: list[float] = field(default_factory=list)
     """Of each tracked training: the share of its seconds."""
+    checkpoints: list[int] = field(default_factory=list)
+    """Of each: how many were written."""
 
     def bare(self) -> float:
         with mock.patch.object(trainer, "Checkpoints", NoCheckpoints):
@@ -117,12 +122,15 @@ class Turns:
         observers: list[Observer] = [Timed([Progress(), MetricSender(tracker.log)], stopwatch)]
         with (
             mock.patch.object(trainer, "Checkpoints", timed_checkpoints(stopwatch)),
+            mock.patch.object(trainer, "HistoryFile", lambda path: Timed([HistoryFile(path)], stopwatch)),
             contextlib.redirect_stderr(io.StringIO()),
         ):
             rate = self._train(observers)
-        seconds = stopwatch.seconds + _cpu_s_of("tracking")
-        tracker.finish("FINISHED")
-        self.waited = [*(self.waited or []), seconds * rate / self._num_images]
+        sending_s = _cpu_s_of("tracking")
+        with stopwatch.running():
+            tracker.finish("FINISHED")
+        self.waited.append((stopwatch.seconds + sending_s) * rate / self._num_images)
+        self.checkpoints.append(stopwatch.checkpoints)
         return rate
 
     @property
@@ -161,18 +169,18 @@ def run(options: argparse.Namespace) -> Report:
             preprocessing=spec_of(recipe.preprocessing).to_json(),
             splits={"train": split},
         )
-        with _mlflow(work / "home") as settings:
+        with mlflow(work / "home") as settings:
             turns = Turns(data=data, recipe=recipe, work=work, settings=settings)
             turns.tracked()  # the first connection makes MLflow's tables
-            turns.waited = []
+            turns.waited.clear()
+            turns.checkpoints.clear()
             contenders = {"tracked": turns.tracked, "bare": turns.bare}
             rounds = interleave(contenders, _products, rounds=options.rounds, strict=options.strict)
-    assert turns.waited is not None
-    return _report(recipe, len(split), rounds, bootstrap(turns.waited))
+    return _report(recipe, len(split), rounds, bootstrap(turns.waited), turns.checkpoints)
 
 
 @contextlib.contextmanager
-def _mlflow(home: Path) -> Iterator[Any]:
+def mlflow(home: Path) -> Iterator[Any]:
     """Settings under which MLflow's tables answer."""
     from pipelines import settings as settings_module
     from pipelines.local import postgres, secrets
@@ -199,7 +207,7 @@ def _products() -> float:
     return 60 / (time.perf_counter() - began)
 
 
-def _report(recipe: Recipe, num_images: int, rounds: Rounds, share: Interval) -> Report:
+def _report(recipe: Recipe, num_images: int, rounds: Rounds, share: Interval, checkpoints: Sequence[int]) -> Report:
     ratio = rounds.ratio("bare", "tracked")
     rows = [[name, rounds.rate(name).text(digits=1)] for name in rounds.rates]
     training = recipe.training
@@ -212,13 +220,18 @@ def _report(recipe: Recipe, num_images: int, rounds: Rounds, share: Interval) ->
         figures={
             **rounds.as_json(),
             "share": share.as_json(),
+            "checkpoints": list(checkpoints),
             "bare / tracked": ratio.as_json(),
             "recipe": to_dict(recipe),
         },
         tables=[Table(title=title, columns=["", "images/s"], rows=rows)],
-        bars=[Bar(what="share of the time, upper end", bar=BAR, found=share.high, at_most=True)],
+        bars=[
+            Bar(what="share of the time, upper end", bar=BAR, found=share.high, at_most=True),
+            Bar(what="checkpoints in each training, else their time is not in it", bar=1, found=min(checkpoints)),
+        ],
         notes=[
-            f"waiting and sending took {percent.text('%', 3)} of the training",
+            f"waiting and sending took {percent.text('%', 3)} of the training, "
+            f"{statistics.mean(checkpoints):.1f} checkpoints included",
             f"images/s without to with: {ratio.text(digits=3)}; {len(rounds.dropped)} disturbed rounds dropped",
         ],
     )
