@@ -8,10 +8,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from bentos.kit import tracing
 from bentos.kit.access import Caller, Guard
-from bentos.kit.errors import grpc_status, logged
+from bentos.kit.errors import RequestRefused, grpc_status, logged
 from bentos.kit.telemetry import CANCELLED, accepted_request_id, count
 from pipelines.core.access import Scope
 
@@ -54,16 +55,22 @@ class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return await continuation(details)
 
 
-def answered(handler: Callable[[Any], Awaitable[Any]], route: str) -> Callable[[Any, Context], Awaitable[Any]]:
-    """The handler with a request id, its errors as gRPC statuses, counts and times."""
+def answered(
+    handler: Callable[[Any], Awaitable[Any]], route: str, message: Any
+) -> Callable[[bytes, Context], Awaitable[Any]]:
+    """The handler with a request id, its errors as gRPC statuses, counts and times.
 
-    async def handle(request: Any, context: Context) -> Any:
+    `message` is the class of what it is given. The bytes are read here: where the library reads them, bytes that are
+    no message are an unknown error with Python's own text, without an id, and counted by nobody.
+    """
+
+    async def handle(data: bytes, context: Context) -> Any:
         started = time.perf_counter()
         request_id = CALLER.get().request_id
         context.set_trailing_metadata((("x-request-id", request_id),))
         reason, status = "cancelled", CANCELLED
         try:
-            answer = await handler(request)
+            answer = await handler(read(message, data))
             reason, status = "none", 200
             tracing.say(_CODE, 0)
             return answer
@@ -75,6 +82,34 @@ def answered(handler: Callable[[Any], Awaitable[Any]], route: str) -> Callable[[
                 count(route, status, reason, time.perf_counter() - started, request_id)
 
     return handle
+
+
+def streamed(
+    handler: Callable[[Any, Context], Awaitable[None]], route: str
+) -> Callable[[Any, Context], Awaitable[None]]:
+    """The same for a handler that reads and writes a stream itself; only refusals are counted."""
+
+    async def handle(given: Any, context: Context) -> None:
+        started = time.perf_counter()
+        request_id = CALLER.get().request_id
+        context.set_trailing_metadata((("x-request-id", request_id),))
+        try:
+            await handler(given, context)
+        except Exception as error:
+            await _abort(context, error, request_id, route, started)
+
+    return handle
+
+
+def read(message: Any, data: bytes) -> Any:
+    """The message of a generated class. Raises RequestRefused."""
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        name = message.DESCRIPTOR.full_name
+        raise RequestRefused(
+            400, "bad_message", f"the message is no {name}: it is cut off, or of another type"
+        ) from error
 
 
 async def _abort(context: Context, error: Exception, request_id: str, route: str, started: float) -> None:
@@ -89,7 +124,7 @@ async def _abort(context: Context, error: Exception, request_id: str, route: str
 
 
 def _trace(method: str, traceparent: bytes, request_id: str, started: float) -> tracing.Span | None:
-    """A call to what others serve (health, reflection) ends nowhere here, and so sends no span."""
+    """A stream (health, reflection) ends nowhere here, and so sends no span unless it is refused."""
     span = tracing.begin(traceparent, started)
     if span is not None:
         # Until somebody is let in: what a stranger makes up is no name.

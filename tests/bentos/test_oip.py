@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import gzip
 import json
 import struct
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from oip_client import ask_with_triton
 from served_bento import Served
-from serving_platform import ask
+from serving_platform import ask, wait_until
 
 from bentos.classifier.oip import inference_pb2 as messages
+from bentos.classifier.oip.grpc_streams import MAX_STREAMS, Health
 from pipelines.core.inference import Classifier, Outputs
 from pipelines.core.preprocessing import preprocess
 
@@ -260,10 +264,68 @@ def test_a_wrong_call_has_a_status_that_says_what(
     assert trailing["x-darkroom-reason"]
 
 
-def test_a_message_beyond_the_limit_is_refused(served: Served) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
+UNARY = [
+    *(f"/inference.GRPCInferenceService/{name}" for name in ("ServerLive", "ServerReady", "ModelReady")),
+    *(f"/inference.GRPCInferenceService/{name}" for name in ("ServerMetadata", "ModelMetadata", "ModelInfer")),
+    "/grpc.health.v1.Health/Check",
+]
+STREAMS = ["/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
+
+
+def call_raw(served: Served, method: str, message: bytes) -> None:
+    """The first answer to bytes."""
+    with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+        metadata = [("x-request-id", "grpc-raw")]
+        if method in STREAMS:
+            next(channel.stream_stream(method)(iter([message]), timeout=10, metadata=metadata))
+        else:
+            channel.unary_unary(method)(message, timeout=10, metadata=metadata)
+
+
+@pytest.mark.parametrize("method", [*UNARY, *STREAMS])
+def test_bytes_that_are_no_message_are_refused_like_any_other(served: Served, method: str) -> None:
+    def num_refused() -> float:
+        return metric_value(served, 'darkroom_refused_requests_total{reason="bad_message"}')
+
+    before = num_refused()
+    # A text that is cut off, and a field 0.
+    for message in (b"\x0a\xff", b"\x00\x00"):
+        with pytest.raises(grpc.RpcError) as caught:
+            call_raw(served, method, message)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "Error" not in caught.value.details()
+        trailing = dict(caught.value.trailing_metadata())
+        assert (trailing["x-request-id"], trailing["x-darkroom-reason"]) == ("grpc-raw", "bad_message")
+    assert num_refused() == before + 2
+
+
+def metric_value(served: Served, name: str) -> float:
+    lines = raw_text(served.port, "/metrics").splitlines()
+    return next((float(line.removeprefix(name)) for line in lines if line.startswith(name)), 0.0)
+
+
+def raw_text(port: int, path: str) -> str:
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
+def test_what_the_library_refuses_itself_has_a_status_and_no_more(served: Served) -> None:
+    """A message beyond the limit, and a method that there is not: bentos/README.md says so."""
+    with pytest.raises(grpc.RpcError) as too_long:
         infer_grpc(served, _raw_request([b"\0" * 2_000_000]))
-    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert too_long.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(grpc.RpcError) as unknown:
+        call_raw(served, "/inference.GRPCInferenceService/ModelTrain", b"")
+    assert unknown.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    for caught in (too_long, unknown):
+        assert "x-darkroom-reason" not in dict(caught.value.trailing_metadata())
+
+
+# --- standard health and reflection --------------------------------------------------------------------------------
 
 
 def test_grpc_health_and_reflection(served: Served) -> None:
@@ -272,7 +334,62 @@ def test_grpc_health_and_reflection(served: Served) -> None:
         for name in ("", "inference.GRPCInferenceService", "colours"):
             answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            health.Check(health_pb2.HealthCheckRequest(service="other"), timeout=10)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        assert dict(caught.value.trailing_metadata())["x-darkroom-reason"] == "not_found"
         ask_reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         (answer,) = ask_reflection.ServerReflectionInfo(iter([request]), timeout=10)
-        assert "inference.GRPCInferenceService" in {one.name for one in answer.list_services_response.service}
+        assert {one.name for one in answer.list_services_response.service} == {
+            "inference.GRPCInferenceService",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+
+
+def test_a_process_is_watched_by_no_more_than_a_hundred_at_once(served: Served) -> None:
+    """Anybody may; the others are told, and nobody's images wait for them."""
+    with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def watch() -> Any:
+            found = health.Watch(health_pb2.HealthCheckRequest(service="colours"), timeout=60)
+            assert next(found).status == health_pb2.HealthCheckResponse.SERVING
+            return found
+
+        def comes_in() -> bool:
+            with contextlib.suppress(grpc.RpcError):
+                watching.append(watch())
+            return len(watching) == MAX_STREAMS
+
+        watching = [watch() for _ in range(MAX_STREAMS)]
+        with pytest.raises(grpc.RpcError) as caught:
+            watch()
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert dict(caught.value.trailing_metadata())["x-darkroom-reason"] == "too_many_streams"
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status
+        assert infer_grpc(served, _raw_request(IMAGES)).outputs
+        watching.pop().cancel()
+        wait_until(comes_in)
+        for one in watching:
+            one.cancel()
+
+
+def test_whoever_watches_hears_of_it_again_and_of_the_end() -> None:
+    """The gateway ends a stream in which nothing moves."""
+    told: list[int] = []
+
+    class Context:
+        async def write(self, answer: health_pb2.HealthCheckResponse) -> None:
+            told.append(answer.status)
+            if len(told) == 3:
+                ending.set()
+
+    ending = asyncio.Event()
+    watched = Health(["colours"], ending, again_s=0.001).watch(
+        health_pb2.HealthCheckRequest(service="colours").SerializeToString(), Context()
+    )
+    asyncio.run(asyncio.wait_for(watched, 10))
+    answer = health_pb2.HealthCheckResponse
+    assert told == [answer.SERVING, answer.SERVING, answer.SERVING, answer.NOT_SERVING]

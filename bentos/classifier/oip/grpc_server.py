@@ -55,8 +55,8 @@ class GrpcServer:
                 ("grpc.max_concurrent_streams", settings.max_waiting),
             ],
         )
-        server.add_generic_rpc_handlers((_handlers(self._dataplane),))
-        grpc_streams.add_to(server, SERVICE, self._dataplane.identity.model_name, self._ending)
+        streams = grpc_streams.handlers(SERVICE, self._dataplane.identity.model_name, self._ending)
+        server.add_generic_rpc_handlers((_handlers(self._dataplane), *streams))
         try:
             server.add_insecure_port(f"{settings.grpc_host}:{settings.grpc_port}")
         except RuntimeError as error:
@@ -112,8 +112,7 @@ def _handlers(dataplane: Dataplane) -> grpc.GenericRpcHandler:
         SERVICE,
         {
             name: grpc.unary_unary_rpc_method_handler(
-                answered(handler, f"{route}-grpc"),
-                request_deserializer=getattr(messages, f"{name}Request").FromString,
+                answered(handler, f"{route}-grpc", getattr(messages, f"{name}Request")),
                 response_serializer=getattr(messages, f"{name}Response").SerializeToString,
             )
             for name, (handler, route) in methods.items()
