@@ -18,7 +18,7 @@ from bentos.kit.openapi import (
     json_answer,
     object_of,
     one_image,
-    problem_fields,
+    problem_schema,
     ref,
     refusals,
     top_k,
@@ -161,7 +161,6 @@ def _schemas() -> Table:
     probability = {"type": "number", "minimum": 0, "maximum": 1}
     prediction = object_of({"class_name": text, "label": {"type": "integer", "minimum": 0}, "probability": probability})
     predictions = {"type": "array", "items": ref("Prediction")}
-    problem = problem_fields()
     signature = object_of({"name": text, "datatype": {"enum": _DATATYPES}, "shape": shape})
     signatures = {"type": "array", "items": ref("Signature")}
     return {
@@ -171,7 +170,7 @@ def _schemas() -> Table:
         "BatchLine": {
             "oneOf": [
                 object_of({"index": whole, "name": text, **who, "predictions": predictions}),
-                object_of({"index": whole, "name": {"type": ["string", "null"]}, **problem}),
+                problem_schema({"index": whole, "name": {"type": ["string", "null"]}}),
             ]
         },
         "Model": object_of(
@@ -191,7 +190,7 @@ def _schemas() -> Table:
                 "default_model": {"type": ["string", "null"]},
             }
         ),
-        "Problem": object_of(problem),
+        "Problem": problem_schema(),
         "Live": object_of({"live": {"type": "boolean"}}),
         "Ready": object_of({"ready": {"type": "boolean"}}, {"name": text}),
         "ServerMetadata": object_of({"name": text, "version": text, "extensions": texts}),

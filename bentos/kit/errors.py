@@ -95,8 +95,8 @@ def logged(error: Exception, request_id: str) -> Problem:
 
 
 def problem_table(problem: Problem, request_id: str) -> dict[str, Any]:
-    """The JSON of RFC 9457."""
-    return {
+    """The JSON of RFC 9457. It says itself when to come again: a frame and a line have no header that could."""
+    table: dict[str, Any] = {
         "type": f"urn:darkroom:problem:{problem.reason}",
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
@@ -104,6 +104,9 @@ def problem_table(problem: Problem, request_id: str) -> dict[str, Any]:
         "reason": problem.reason,
         "request_id": request_id,
     }
+    if problem.retry_after_s is not None:
+        table["retry_after_s"] = problem.retry_after_s
+    return table
 
 
 def grpc_status(problem: Problem) -> Any:

@@ -74,14 +74,24 @@ def object_of(required: Table, optional: Table | None = None) -> Table:
     return {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
 
 
-def problem_fields() -> Table:
-    """Properties of RFC 9457, and ours."""
+def problem_schema(place: Table | None = None) -> Table:
+    """A schema of what RFC 9457 has, and ours; `place`: properties that say which of many images it is about."""
     text = {"type": "string"}
-    return {
-        "type": text,
-        "title": text,
-        "status": {"type": "integer"},
-        "detail": text,
-        "reason": text,
-        "request_id": text,
-    }
+    return object_of(
+        {
+            **(place or {}),
+            "type": text,
+            "title": text,
+            "status": {"type": "integer"},
+            "detail": text,
+            "reason": text,
+            "request_id": text,
+        },
+        {
+            "retry_after_s": {
+                "type": "integer",
+                "minimum": 1,
+                "description": "When to come again, with 429 and 503: what Retry-After says where there are headers.",
+            }
+        },
+    )

@@ -13,7 +13,7 @@ from bentos.kit.openapi import (
     json_answer,
     object_of,
     one_image,
-    problem_fields,
+    problem_schema,
     ref,
     refusals,
     top_k,
@@ -84,5 +84,5 @@ def _schemas() -> Table:
                 "source_uri": maybe,
             }
         ),
-        "Problem": object_of(problem_fields()),
+        "Problem": problem_schema(),
     }

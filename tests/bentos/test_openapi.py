@@ -21,6 +21,7 @@ from served_bento import Served, serve
 from serving_platform import ask
 
 from bentos.classifier import http
+from bentos.kit.errors import RequestRefused, problem_of, problem_table
 from pipelines.core.model_package import ModelPackage
 
 KEY = "the key of this process"
@@ -87,6 +88,16 @@ def test_a_refusal_is_what_its_schema_says(served: Served, document: dict[str, A
     check(document, responses[str(status)]["content"]["application/problem+json"]["schema"], problem)
     _, _, answer = raw(served, "post", "/v1/classify/batch", *reversed(form([b"no image"])))
     check(document, {"$ref": "#/components/schemas/BatchLine"}, json.loads(answer))
+
+
+def test_when_to_come_again_is_in_the_schemas_of_refusals(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    problem = problem_table(problem_of(RequestRefused(429, "too_many_requests", "slowly", retry_after_s=5)), "mine")
+    _, refused_line = schemas["BatchLine"]["oneOf"]
+    for schema, value in ((schemas["Problem"], problem), (refused_line, {"index": 3, "name": "a", **problem})):
+        check(document, schema, value)
+        assert set(value) == set(schema["properties"])
+        assert "retry_after_s" not in schema["required"]
 
 
 def bodies(document: dict[str, Any], operation: dict[str, Any]) -> list[tuple[str, bytes | None]]:

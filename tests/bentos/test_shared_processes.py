@@ -165,6 +165,17 @@ def test_what_one_gave_the_other_refuses_by_every_transport(house: House) -> Non
     assert 50 <= int(denied.value.response.headers["Retry-After"]) <= 60
 
 
+def batch(served: Served, header: Mapping[str, str], *, num_images: int) -> list[dict[str, Any]]:
+    """The lines that are answered to a form of images."""
+    head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="one.png"\r\n\r\n'
+    form = b"".join(head + coloured("red", number) + b"\r\n" for number in range(num_images)) + b"--edge--\r\n"
+    connection = HTTPConnection("127.0.0.1", served.port, timeout=30)
+    with contextlib.closing(connection):
+        headers = {**header, "Content-Type": "multipart/form-data; boundary=edge"}
+        connection.request("POST", f"{PATH}/batch", form, headers)
+        return [json.loads(line) for line in connection.getresponse().read().splitlines()]
+
+
 def test_frames_batches_and_tensors_count_too(house: House) -> None:
     first, second = house.served
     frames = house.make("frames", per_minute=12)  # a bucket of two
@@ -174,7 +185,11 @@ def test_frames_batches_and_tensors_count_too(house: House) -> None:
             socket.send(coloured("red", 1))
             answers.append(json.loads(socket.recv(timeout=10)))
     assert [one.get("status", 200) for one in answers] == [200, 200, 429, 429]
+    assert all(1 <= one["retry_after_s"] <= 5 for one in answers[2:])  # one image in five seconds
     assert ask(second.port, PATH, coloured("red", 1), frames)[0] == 429
+    lines = batch(first, house.make("lines", per_minute=12), num_images=4)
+    assert [one.get("status", 200) for one in lines] == [200, 200, 429, 429]
+    assert all(1 <= one["retry_after_s"] <= 5 for one in lines[2:])
     tensors = house.make("tensors", per_minute=12)
     message = inference_pb2.ModelInferRequest(model_name="colours")
     tensor = message.inputs.add(name="image", datatype="BYTES", shape=[6])
