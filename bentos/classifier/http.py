@@ -73,7 +73,7 @@ def application(load: Callable[[], Parts]) -> Starlette:
             stack.callback(dataplane.close)
             stack.push_async_callback(dataplane.settle)
             stack.push_async_callback(guard.close)
-            await stack.enter_async_context(GrpcServer(dataplane, guard, settings))
+            await stack.enter_async_context(life.until_asked_to_end(GrpcServer(dataplane, guard, settings)))
             app.state.dataplane, app.state.guard = dataplane, guard
             app.state.model_name = dataplane.identity.model_name
             life.say_limits(settings.max_waiting, settings.max_wait_s)

@@ -22,6 +22,41 @@ LEAN = {
 }
 
 
+_leaving: set[asyncio.Event] = set()
+"""Of the contexts that end when the process is asked to."""
+
+
+def ask_to_end() -> None:
+    """The server has been told to stop, and takes to their end what requests it has."""
+    for event in _leaving:
+        event.set()
+
+
+@contextlib.asynccontextmanager
+async def until_asked_to_end(context: contextlib.AbstractAsyncContextManager[object]) -> AsyncIterator[None]:
+    """A context that is left as soon as the process is asked to end, and before the end of the block in any case.
+
+    The server ends our life only when HTTP has drained. What drains by itself would begin then, and have the same time
+    once more, which whoever waits for the process knows nothing of.
+    """
+    async with contextlib.AsyncExitStack() as entered:
+        await entered.enter_async_context(context)
+        asked = asyncio.Event()
+        left = asyncio.create_task(_leave(entered.pop_all(), asked))
+        _leaving.add(asked)
+        try:
+            yield
+        finally:
+            _leaving.discard(asked)
+            asked.set()
+            await left
+
+
+async def _leave(context: contextlib.AsyncExitStack, asked: asyncio.Event) -> None:
+    await asked.wait()
+    await context.aclose()
+
+
 @contextlib.asynccontextmanager
 async def traced(chosen: Tracing | None, *, service: str, cluster: str, says: Mapping[str, str]) -> AsyncIterator[None]:
     """Requests are traced until the end of the block, where there is a collector. `says`: attributes of every span."""

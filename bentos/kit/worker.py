@@ -16,6 +16,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
+from bentos.kit import life
 from bentos.kit.front import Front
 from bentos.kit.settings import give_to_service, max_body_bytes
 
@@ -66,7 +67,8 @@ def _configure_server() -> None:
     """Say to uvicorn what BentoML, which starts it, has no way to say.
 
     The service's front comes first and BentoML's own layers behind it, which measure, trace and time out each request
-    once more (0.08 ms of CPU); and HTTP and WebSockets are spoken within our limits.
+    once more (0.08 ms of CPU); HTTP and WebSockets are spoken within our limits; and whoever drains beside HTTP is told
+    when that begins to.
     """
     import uvicorn
 
@@ -88,7 +90,13 @@ def _configure_server() -> None:
             **options,
         )
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            life.ask_to_end()
+            await super().shutdown(sockets)
+
     uvicorn.Config = configured  # type: ignore[misc, assignment]
+    uvicorn.Server = Server  # type: ignore[misc]
 
 
 if __name__ == "__main__":

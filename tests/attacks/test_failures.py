@@ -177,6 +177,26 @@ def test_streams_of_grpc_learn_that_a_process_ends_and_do_not_keep_it(
         assert time.monotonic() - began < 10
 
 
+def test_grpc_begins_to_drain_when_http_does(bento: Path, package: ModelPackage, tmp_path: Path) -> None:
+    """Both have the same time: who watches learns of the end while an image still arrives by HTTP."""
+    image = coloured("red")
+    with (
+        new_door(bento, package, tmp_path) as door,
+        grpc.insecure_channel(f"127.0.0.1:{door.served.grpc_port}") as channel,
+        socket.create_connection(("127.0.0.1", door.served.port), timeout=30) as client,
+    ):
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="colours"))
+        assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+        client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image[:9])
+        wait_until(lambda: metric(door, "darkroom_bytes_in_flight"))
+        os.kill(door.served.pid, signal.SIGTERM)
+        assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert not ended(door.served.pid)
+        client.sendall(image[9:])
+        assert client.recv(65_536).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: ended(door.served.pid))
+
+
 def asking(left_open: threading.Event) -> Iterator[reflection_pb2.ServerReflectionRequest]:
     """One question, and no end of the stream."""
     yield reflection_pb2.ServerReflectionRequest(list_services="")
