@@ -22,6 +22,7 @@ from bentos.similar.label_index import LabelIndex
 from bentos.similar.vectors import VectorStore
 from pipelines.core.embedders import open_embedder
 from pipelines.core.embedding import Embedder, Embeddings
+from pipelines.core.embedding_name import parse
 from pipelines.core.errors import DarkroomError, NeedsTorch, NotFound, RecipeError
 from pipelines.core.labels import Found
 from pipelines.core.neighbours import Neighbour, table_of
@@ -57,6 +58,10 @@ class Answer:
     model_name: str
     embedding: str
     """As the recipe names it."""
+    embedding_version: str | None
+    """Of an embedding that is code, 1 for hog-color-v1; None for a package's, whose number is the registry's."""
+    package_digest: str | None
+    """Of the package that computed the embeddings; None where none did."""
     view: str
     """Feature view that was searched: its name stands for what computed the embeddings."""
     dataset_digest: str
@@ -101,9 +106,12 @@ class Dataplane:
                 near = await self._nearest(self._vectors, name, embedder.view, vector, top_k or TOP_K)
             with _timed("labels"):
                 found = await self._labels.find(recipe.name, [one.image_id for one in near])
+        version, digest = _made_by(recipe.features.embedding)
         return Answer(
             model_name=recipe.name,
             embedding=recipe.features.embedding,
+            embedding_version=version,
+            package_digest=digest,
             view=embedder.view,
             dataset_digest=found.head_digest,
             neighbours=tuple(_with_label(one, found) for one in near),
@@ -155,6 +163,14 @@ class Dataplane:
 
 def _not_here(reason: str, detail: str) -> RequestRefused:
     return RequestRefused(501, reason, detail)
+
+
+def _made_by(embedding: str) -> tuple[str | None, str | None]:
+    """Version and package digest of what computes an embedding, as far as its name says them."""
+    name = parse(embedding)
+    if name.kind == "package":
+        return None, name.digest
+    return name.kind.rpartition("-v")[2], None
 
 
 def _with_label(one: Neighbour, found: Found) -> Similar:

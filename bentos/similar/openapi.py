@@ -70,6 +70,15 @@ def _schemas() -> Table:
                 "model_name": text,
                 "request_id": text,
                 "embedding": text,
+                "embedding_version": {
+                    **maybe,
+                    "description": "Of an embedding that is code; null for a package's, which its digest names.",
+                },
+                "package_digest": {
+                    **digest,
+                    "type": ["string", "null"],
+                    "description": "Of the package that computed the embeddings; null where none did.",
+                },
                 "view": text,
                 "dataset_digest": digest,
                 "neighbours": {"type": "array", "items": ref("Neighbour"), "maxItems": MAX_TOP_K},

@@ -43,6 +43,8 @@ def body(answer: Answer, request_id: str) -> dict[str, Any]:
         "model_name": answer.model_name,
         "request_id": request_id,
         "embedding": answer.embedding,
+        "embedding_version": answer.embedding_version,
+        "package_digest": answer.package_digest,
         "view": answer.view,
         "dataset_digest": answer.dataset_digest,
         "neighbours": [

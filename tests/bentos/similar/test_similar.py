@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from otlp_collector import collecting
 from PIL import Image
@@ -69,6 +70,8 @@ def test_the_answer_says_what_was_searched(search: Searching, stored: Stored) ->
         "model_name": stored.house.name,
         "request_id": "mine",
         "embedding": "hog-color-v1",
+        "embedding_version": "1",
+        "package_digest": None,
         "view": HOG_COLOR.name,
         "dataset_digest": head(stored),
     }
@@ -147,6 +150,7 @@ def test_by_a_package_s_embedding(package: ModelPackage, postgres_settings: Sett
     with searching(work, stored.house.storage.uri, stored.recipes, stored.house.name, **variables) as search:
         status, answer = ask(search.port, "/v1/similar?top_k=100", png())
         assert (status, answer["embedding"], answer["view"]) == (200, text, view)
+        assert (answer["embedding_version"], answer["package_digest"]) == (None, package.digest)
         expected = [like for _, like in stored.nearest(png(), 100)]
         assert [one["similarity"] for one in answer["neighbours"]] == pytest.approx(expected, abs=1e-5)
         assert "libtorch" not in search.libraries()
@@ -278,6 +282,7 @@ def test_the_document_is_valid_and_complete(search: Searching) -> None:
     assert set(document["paths"]) == routes - {"/metrics", "/v1/similar/openapi.json"}
     answer = ask(search.port, "/v1/similar", png())[1]
     assert set(document["components"]["schemas"]["Similar"]["required"]) == set(answer)
+    OAS31Validator({"$ref": "#/components/schemas/Similar", "components": document["components"]}).validate(answer)
     assert set(document["components"]["schemas"]["Neighbour"]["required"]) == set(answer["neighbours"][0])
 
 
