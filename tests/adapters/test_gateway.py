@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 
 import grpc
@@ -39,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def do_POST(self) -> None:
+        self.server.begun.append(self.path)  # type: ignore[attr-defined]
         self.rfile.read(int(self.headers["content-length"]))
         self.do_GET()
 
@@ -46,9 +50,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def server(cluster: str) -> Iterator[int]:
+def server(cluster: str, begun: list[str] | None = None) -> Iterator[int]:
+    """Its port. `begun` gets the paths of bodies before they are read."""
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.cluster = cluster  # type: ignore[attr-defined]
+    running.begun = begun if begun is not None else []  # type: ignore[attr-defined]
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -184,6 +190,26 @@ def test_a_large_body_is_refused_by_its_header(gateway: Gateway, home_settings: 
         assert (status, problem["title"]) == (413, "Body too large")
 
 
+def test_a_small_body_is_collected_whatever_its_query_says(gateway: Gateway, home_settings: Settings) -> None:
+    """Only what is sent to a batch's own path reaches a process before it is whole."""
+    begun: list[str] = []
+    collected = ["/v1/classify?x=/batch", "/v1/models/digits/classify?/classify/batch", "/v1/models/digits/x/batch"]
+    passed = ["/v1/classify/batch", "/v1/models/digits/classify/batch?top_k=2"]
+    with server("digits-v1-1", begun) as port, contextlib.ExitStack() as clients:
+        route(gateway, {"digits-v1-1": (port,)}, {"digits": {"digits-v1-1": 100}})
+        sent = []
+        for path in (*collected, *passed):
+            client = socket.create_connection(("127.0.0.1", home_settings.gateway_port), timeout=10)
+            sent.append(clients.enter_context(client))
+            client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx".encode())
+        wait_until(lambda: set(passed) <= set(begun))
+        assert sorted(begun) == sorted(passed)
+        for client in sent:
+            client.sendall(b"x" * 999)
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    assert sorted(begun) == sorted([*collected, *passed])
+
+
 def test_weights_share_the_traffic(gateway: Gateway, home_settings: Settings) -> None:
     with server("a") as first, server("b") as second:
         route(gateway, {"a": (first,), "b": (second,)}, {"digits": {"a": 50, "b": 50}})
@@ -196,22 +222,31 @@ def test_weights_share_the_traffic(gateway: Gateway, home_settings: Settings) ->
 
 @contextmanager
 def called(name: str) -> Iterator[Endpoint]:
-    """A process whose gRPC methods answer with its name, whatever is called."""
+    """A process whose gRPC methods answer with its name, whatever is called; who watches stays until the end."""
+    over = threading.Event()
 
     def answer(message: bytes, _: grpc.ServicerContext) -> bytes:
         return f"{name} {len(message)}".encode()
 
+    def stay(_: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.add_callback(over.set)
+        yield name.encode()
+        over.wait(30)
+
     class Any(grpc.GenericRpcHandler):
-        def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            if details.method == WATCH:
+                return grpc.unary_stream_rpc_method_handler(stay)
             return grpc.unary_unary_rpc_method_handler(answer)
 
-    running = grpc.server(ThreadPoolExecutor(4), handlers=[Any()])
+    running = grpc.server(ThreadPoolExecutor(8), handlers=[Any()])
     grpc_port = running.add_insecure_port("127.0.0.1:0")
     running.start()
     try:
         with server(name) as port:
             yield Endpoint(port=port, grpc_port=grpc_port)
     finally:
+        over.set()
         running.stop(None)
 
 
@@ -227,6 +262,7 @@ def asked(name: str, version: str = "", payload: bytes = b"") -> bytes:
 
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+WATCH = "/grpc.health.v1.Health/Watch"
 
 
 def test_a_call_goes_to_the_model_and_version_that_it_names(gateway: Gateway, home_settings: Settings) -> None:
@@ -275,6 +311,27 @@ def test_a_call_goes_to_the_model_and_version_that_it_names(gateway: Gateway, ho
         with pytest.raises(grpc.RpcError) as caught:
             call(port, "/some.Other/Method", b"")
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_who_watches_takes_no_place_of_who_classifies(
+    gateway: Gateway, home_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may watch. When no more may, calls still come in; and a deployment's end does not wait for them."""
+    monkeypatch.setattr(import_module("pipelines.adapters.gateway.config.clusters"), "MAX_HEALTH_CALLS", 3)
+    port, backend = home_settings.gateway_port, Backend(cluster="digits-v1", version="1", weight=100)
+    with called("digits-v1") as process, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        gateway.apply(View(clusters={"digits-v1": (process,)}))
+        wait_until(lambda: gateway.healthy_ports("digits-v1") == {process.port, process.grpc_port})
+        gateway.apply(View(clusters={"digits-v1": (process,)}, routes={"digits": (backend,)}))
+        watching = [channel.unary_stream(WATCH)(b"", timeout=30) for _ in range(3)]
+        assert [next(one) for one in watching] == [b"digits-v1"] * 3
+        with pytest.raises(grpc.RpcError) as caught:
+            next(channel.unary_stream(WATCH)(b"", timeout=10))
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert call(port, INFER, asked("digits")).startswith("digits-v1")
+        assert gateway.active_requests("digits-v1") == 0
+        for one in watching:
+            one.cancel()
 
 
 def test_a_call_before_anything_is_deployed_is_unavailable(gateway: Gateway, home_settings: Settings) -> None:

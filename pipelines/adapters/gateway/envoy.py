@@ -41,6 +41,27 @@ class View:
     """Port of the process that finds similar images; None where there is none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What is on its way through Envoy at one moment."""
+
+    from_clients: int
+    """Requests that have no whole answer yet."""
+    to_processes: int
+    """Those of them that a process has, or is about to get. A WebSocket is one until it is closed."""
+    unsent_bytes: int
+    """Of answers, to clients that read slowly."""
+
+    @property
+    def kept(self) -> int:
+        """Requests that no process knows of: bodies that are collected, calls whose model has not been named."""
+        return max(0, self.from_clients - self.to_processes)
+
+    @property
+    def over(self) -> bool:
+        return not (self.from_clients or self.unsent_bytes)
+
+
 def folder_of(settings: Settings) -> Path:
     return settings.home / "envoy"
 
@@ -135,17 +156,22 @@ class Gateway:
 
     def healthy_ports(self, cluster: str) -> set[int]:
         """HTTP and gRPC ports of the cluster whose health check passed. Raises PlatformError."""
-        found: set[int] = set()
+        found: dict[str, set[int]] = {}
         for status in self._admin("/clusters?format=json").get("cluster_statuses", []):
-            if status["name"] in (cluster, config.grpc_cluster(cluster)):
-                for host in status.get("host_statuses", []):
-                    health = host["health_status"]
-                    if set(health) <= {"eds_health_status"} and health.get("eds_health_status") == "HEALTHY":
-                        found.add(int(host["address"]["socket_address"]["port_value"]))
-        return found
+            found[status["name"]] = {
+                int(host["address"]["socket_address"]["port_value"])
+                for host in status.get("host_statuses", [])
+                if host["health_status"] == {"eds_health_status": "HEALTHY"}
+            }
+        # A gRPC port is in two clusters, each with a check of its own.
+        by_grpc = found.get(config.grpc_cluster(cluster), set()) & found.get(config.health_cluster(cluster), set())
+        return found.get(cluster, set()) | by_grpc
 
     def active_requests(self, cluster: str) -> int:
-        """Requests in flight to a cluster, by HTTP and by gRPC. Raises PlatformError."""
+        """Requests in flight to a cluster, by HTTP and by gRPC; who watches its health waits for nothing.
+
+        Raises PlatformError.
+        """
         both = "|".join(re.escape(name) for name in (cluster, config.grpc_cluster(cluster)))
         return sum(int(value) for value in self._stats(rf"^cluster\.({both})\.upstream_rq_active$").values())
 
@@ -153,6 +179,30 @@ class Gateway:
         """Requests in flight from clients, whatever for. Raises PlatformError."""
         name = "http.gateway.downstream_rq_active"
         return int(self._stats(f"^{re.escape(name)}$").get(name, "0"))
+
+    def traffic(self) -> Traffic:
+        """Raises PlatformError."""
+        found = self._stats(
+            r"^(http\.gateway\.downstream_(rq_active|cx_tx_bytes_buffered)|cluster\..*\.upstream_rq_active)$"
+        )
+        # Spans that Envoy itself sends are nobody's request.
+        spans = f"cluster.{config.COLLECTOR}.upstream_rq_active"
+        return Traffic(
+            from_clients=int(found.get("http.gateway.downstream_rq_active", "0")),
+            to_processes=sum(int(value) for name, value in found.items() if name[:8] == "cluster." and name != spans),
+            unsent_bytes=int(found.get("http.gateway.downstream_cx_tx_bytes_buffered", "0")),
+        )
+
+    def close_to_clients(self) -> None:
+        """Take no new connections, and end those there are with their next answer. Raises PlatformError.
+
+        For good: an Envoy that is started anew listens again.
+        """
+        # The first makes each answer its connection's last, by `Connection: close` or GOAWAY; the second stops listening.
+        for path in ("/healthcheck/fail", "/drain_listeners"):
+            status, _ = self._get(path, method="POST")
+            if status != 200:
+                raise PlatformError(f"Envoy's admin interface: {path}: {status}")
 
     def ready(self) -> bool:
         try:
@@ -196,11 +246,11 @@ class Gateway:
             raise PlatformError(f"Envoy's admin interface: {path}: {status}")
         return dict(json.loads(body)) if body.strip() else {}
 
-    def _get(self, path: str) -> tuple[int, bytes]:
+    def _get(self, path: str, method: str = "GET") -> tuple[int, bytes]:
         port = self._settings.port("envoy_admin")
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
-            connection.request("GET", path)
+            connection.request(method, path)
             response = connection.getresponse()
             return response.status, response.read()
         except (OSError, http.client.HTTPException) as error:

@@ -7,17 +7,20 @@ from pipelines.adapters.gateway.config.clusters import (
     clusters,
     endpoints,
     grpc_cluster,
+    health_cluster,
     similar_cluster,
     similar_endpoint,
 )
 from pipelines.adapters.gateway.config.listener import CERTIFICATE_FILE, Listening, certificate
 from pipelines.adapters.gateway.config.routes import Backend, routes
+from pipelines.adapters.gateway.config.tracing import COLLECTOR
 
 STATISTICS = {"cds/cds.json": "cluster_manager.cds", "rds/rds.json": "rds.darkroom"}
 """Where Envoy counts what it took and refused of a kind of file."""
 
 __all__ = [
     "CERTIFICATE_FILE",
+    "COLLECTOR",
     "SIMILAR",
     "STATISTICS",
     "Backend",
@@ -28,6 +31,7 @@ __all__ = [
     "clusters",
     "endpoints",
     "grpc_cluster",
+    "health_cluster",
     "routes",
     "similar_cluster",
     "similar_endpoint",

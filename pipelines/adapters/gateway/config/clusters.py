@@ -11,6 +11,10 @@ from pipelines.adapters.gateway.config.parts import BUFFER_BYTES, TYPES, Resourc
 SIMILAR = "similar"
 """Cluster of the process that finds similar images. No deployment's: theirs end with a version and a number."""
 
+MAX_HEALTH_CALLS = 1000
+"""Of a deployment at once. Anybody may watch its health without a key, on as many streams as he likes, and in the
+models' cluster would leave no place to calls that classify. A process takes 100 that watch (bentos.classifier.oip)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
@@ -25,9 +29,18 @@ def grpc_cluster(name: str) -> str:
     return f"{name}-grpc"
 
 
+def health_cluster(name: str) -> str:
+    """The cluster of the same ports for calls that last: health and reflection."""
+    return f"{name}-health"
+
+
 def clusters(name: str, folder: Path) -> list[Resource]:
-    """One deployment's processes, by HTTP and by gRPC."""
-    return [_cluster(name, name, folder, {}), _cluster(grpc_cluster(name), name, folder, _HTTP2)]
+    """One deployment's processes, by HTTP and by gRPC; those who watch them apart."""
+    return [
+        _cluster(name, name, folder, {}),
+        _cluster(grpc_cluster(name), name, folder, _HTTP2),
+        _cluster(health_cluster(name), name, folder, _HTTP2, MAX_HEALTH_CALLS),
+    ]
 
 
 def similar_cluster(folder: Path) -> Resource:
@@ -39,10 +52,13 @@ def similar_endpoint(port: int) -> Resource:
     return _assignment(SIMILAR, [{"address": address(port)}])
 
 
+_MAX_REQUESTS = 10_000
+"""As many as there can be connections of clients: bodies that drip must not shut others out. What a process cannot do
+in time it refuses itself."""
 _HTTP2 = {"http2_protocol_options": {"max_concurrent_streams": 256}}
 
 
-def _cluster(name: str, vouched: str, folder: Path, protocol: Resource) -> Resource:
+def _cluster(name: str, vouched: str, folder: Path, protocol: Resource, max_requests: int = _MAX_REQUESTS) -> Resource:
     """A process counts once its /readyz answers, on its HTTP port, and names the deployment's cluster."""
     return {
         "@type": f"{TYPES}.config.cluster.v3.Cluster",
@@ -68,10 +84,8 @@ def _cluster(name: str, vouched: str, folder: Path, protocol: Resource) -> Resou
         "circuit_breakers": {
             "thresholds": [
                 {
-                    # As many as there can be connections of clients: bodies that drip must not shut others out. What
-                    # a process cannot do in time it refuses itself.
-                    "max_connections": 10_000,
-                    "max_requests": 10_000,
+                    "max_connections": _MAX_REQUESTS,
+                    "max_requests": max_requests,
                     "max_pending_requests": 1024,
                     "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 16},
                 }
@@ -89,7 +103,7 @@ def _cluster(name: str, vouched: str, folder: Path, protocol: Resource) -> Resou
 
 
 def endpoints(cluster_name: str, processes: Sequence[Endpoint]) -> list[Resource]:
-    """Of both clusters. gRPC ports are judged by what the process says on its HTTP port."""
+    """Of all its clusters. gRPC ports are judged by what the process says on its HTTP port."""
     known = sorted(processes, key=lambda process: process.port)
     by_grpc = [
         {"address": address(process.grpc_port), "health_check_config": {"port_value": process.port}}
@@ -98,6 +112,7 @@ def endpoints(cluster_name: str, processes: Sequence[Endpoint]) -> list[Resource
     return [
         _assignment(cluster_name, [{"address": address(process.port)} for process in known]),
         _assignment(grpc_cluster(cluster_name), by_grpc),
+        _assignment(health_cluster(cluster_name), by_grpc),
     ]
 
 

@@ -118,7 +118,8 @@ _LIMITS = {
 
 def _collected_bodies() -> Resource:
     """The buffer filter, passed over unless a body says that it is small. Batches are answered while they arrive."""
-    small, batch = "1?[0-9]{1,6}", r".*/batch(\?.*)?"
+    # A query may hold anything, and so may a path that nobody serves.
+    small, batch = "1?[0-9]{1,6}", r"/v1/(models/[^/?]+/)?classify/batch(\?.*)?"
     others = {
         "or_matcher": {
             "predicate": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.adapters.gateway.config.clusters import SIMILAR, grpc_cluster
+from pipelines.adapters.gateway.config.clusters import SIMILAR, grpc_cluster, health_cluster
 from pipelines.adapters.gateway.config.parts import REQUEST_TIMEOUT_S, ROUTES_NAME, TYPES, Resource
 from pipelines.core.access import DEFAULT_HEADER, DEPLOYED_HEADER
 from pipelines.core.limits import BodyLimits
@@ -186,8 +186,10 @@ def _to_grpc(
     """Calls by gRPC, of one model or version where given: the filter `model_of_call` has put them into headers."""
     named = {MODEL_HEADER: model, VERSION_HEADER: version}
     headers = [{"name": name, "string_match": {"exact": value}} for name, value in named.items() if value]
-    found = _to(backends, {**match, "grpc": {}, **({"headers": headers} if headers else {})}, name_of=grpc_cluster)
-    if match["prefix"] == _OIP_GRPC:
+    of_model = match["prefix"] == _OIP_GRPC
+    name_of = grpc_cluster if of_model else health_cluster
+    found = _to(backends, {**match, "grpc": {}, **({"headers": headers} if headers else {})}, name_of=name_of)
+    if of_model:
         # The message is kept until its model's name is read. Beyond this it is refused.
         found["request_body_buffer_limit"] = str(limits.max_message_bytes)
     else:  # streams, that last
