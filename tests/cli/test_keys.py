@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from click import unstyle
 from serving_platform import VARIABLE, in_own_schema
 from typer.testing import CliRunner
 
@@ -42,6 +43,13 @@ def test_a_key_is_shown_once_and_only_its_digest_is_kept(url: str) -> None:
     assert "600 a minute" in listed
     assert key not in listed
     assert key not in json.dumps([one.detail for one in database.history(url)])
+
+
+def test_the_help_says_over_what_a_limit_counts() -> None:
+    said = " ".join(unstyle(keys("create", "--help")).replace("│", " ").split())
+    assert "Most images a minute, of each deployment by itself" in said
+    assert "with Redis, what is left of the whole" in said
+    assert "Most images a day (UTC), counted over everything together" in said
 
 
 def test_a_revoked_key_is_listed_and_its_name_is_free_again(url: str) -> None:

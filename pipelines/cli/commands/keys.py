@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SPAN = re.compile(r"(\d{1,5})([hd])")
+_PER_MINUTE = (
+    "Most images a minute, of each deployment by itself: every version of every model that serves, and the search for "
+    "similar images. Processes of a deployment give an equal share each, or, with Redis, what is left of the whole. "
+    "0: no limit."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of the gateway: who may ask what, and how often.")
@@ -39,8 +44,10 @@ def create(
         list[str] | None, typer.Option("--model", help="Only good for this model; may be given again. Else for all.")
     ] = None,
     expires: Annotated[str, typer.Option(help="Ends after this time: 12h, 90d, or `never`.")] = "90d",
-    per_minute: Annotated[int, typer.Option(min=0, help="Most images a minute; 0: no limit.")] = 0,
-    per_day: Annotated[int, typer.Option(min=0, help="Most images a day (UTC); 0: no limit.")] = 0,
+    per_minute: Annotated[int, typer.Option(min=0, help=_PER_MINUTE)] = 0,
+    per_day: Annotated[
+        int, typer.Option(min=0, help="Most images a day (UTC), counted over everything together; 0: no limit.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once: only its digest is stored.
