@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -54,8 +54,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def chunks_of(request: Request, max_bytes: int) -> AsyncIterator[tuple[bytes, Share]]:
-    """A body that may take long, as it comes, and its share of all: who has done with a part makes it smaller.
+async def chunks_of(request: Request, share: Share, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """A body that may take long, as it comes. The share grows with it: who has done with a part makes it smaller.
 
     Raises RequestRefused where it is too large, too slow or cut off, Overloaded where too many others arrive.
     """
@@ -63,31 +63,21 @@ async def chunks_of(request: Request, max_bytes: int) -> AsyncIterator[tuple[byt
     arriving = aiter(request.stream())
     clock = asyncio.get_running_loop().time
     size, waited_s = 0, 0.0
-    waiting: asyncio.Timeout | None = None
-
-    def give_up() -> None:
-        if waiting is not None:
-            waiting.reschedule(0)
-
-    with IN_FLIGHT.growing(give_up) as share:
-        while True:
-            began = clock()
-            try:
-                async with asyncio.timeout(READ_TIMEOUT_S + size / _MIN_BYTES_PER_S - waited_s) as waiting:
-                    chunk = await anext(arriving, None)
-            except (ClientDisconnect, TimeoutError) as error:
-                share.check()
-                raise _unfinished(error) from error
-            finally:
-                waiting = None
-            if chunk is None:
-                return
-            waited_s += clock() - began
-            size += len(chunk)
-            if size > max_bytes:
-                raise too_large(max_bytes)
-            share.grow(len(chunk))
-            yield chunk, share
+    while True:
+        began = clock()
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S + size / _MIN_BYTES_PER_S - waited_s):
+                chunk = await anext(arriving, None)
+        except (ClientDisconnect, TimeoutError) as error:
+            raise _unfinished(error) from error
+        if chunk is None:
+            return
+        waited_s += clock() - began
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large(max_bytes)
+        share.grow(len(chunk))
+        yield chunk
 
 
 def check_declared(request: Request, max_bytes: int) -> None:

@@ -22,6 +22,11 @@ class Budget:
         self.used = 0
         self.arriving: set[Share] = set()
 
+    @property
+    def crowded(self) -> bool:
+        """Half is taken: who can wait leaves the rest to those who cannot."""
+        return self.used > self._max_bytes // 2
+
     def growing(self, give_up: Callable[[], None]) -> Share:
         """The place of a body that is arriving, as a context. `give_up` is called when its room is taken from it."""
         share = Share(self, give_up)
@@ -54,6 +59,7 @@ class Share:
         self._budget = budget
         self._give_up = give_up
         self.size = 0
+        self._closed = False
         self.lost = False
         """Its room was needed for a smaller one."""
 
@@ -74,7 +80,9 @@ class Share:
             raise Overloaded(self._budget.used, what="bytes")
 
     def resize(self, num_bytes: int) -> None:
-        """Without asking: of less, or of what is held anyway."""
+        """Without asking: of less, or of what is held anyway. Of what is closed nothing is held."""
+        if self._closed:
+            return
         self._budget.change(num_bytes - self.size)
         self.size = num_bytes
 
@@ -88,6 +96,7 @@ class Share:
 
     def close(self) -> None:
         self.resize(0)
+        self._closed = True
         self._budget.arriving.discard(self)
         self._give_up = None  # it refers to the holder, who refers to us
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from bentos.kit.bodies import check_declared, chunks_of
+from bentos.kit.budget import Share
 from bentos.kit.errors import RequestRefused
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -19,13 +21,37 @@ _MAX_HEADER_BYTES = 16 * 1024
 """Of a part of a form, or of the extended header of a tar's member."""
 
 
-@dataclass(frozen=True, kw_only=True)
+_FILE_BYTES = 320
+"""What a file that waits takes beside its bytes: a form may have a million empty ones."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
 class Upload:
-    """One file."""
+    """One file, which takes part of its request's share until it is dropped."""
 
     name: str
     data: bytes | None
     """None for a file beyond the limit, whose bytes were not kept."""
+    share: Share
+    held: int = 0
+    """Of the share."""
+
+    def __post_init__(self) -> None:
+        self.held = _FILE_BYTES + len(self.name) + len(self.data or b"")
+
+    @contextlib.contextmanager
+    def counted_elsewhere(self) -> Iterator[None]:
+        """While the block lasts it takes nothing of the share."""
+        self.share.resize(self.share.size - self.held)
+        try:
+            yield
+        finally:
+            self.share.resize(self.share.size + self.held)
+
+    def drop(self) -> None:
+        """Nobody needs it any more, whoever may still refer to it."""
+        self.share.resize(self.share.size - self.held)
+        self.held, self.data = 0, None
 
 
 class _Parser(Protocol):
@@ -37,37 +63,50 @@ class _Parser(Protocol):
         """Raises RequestRefused where the last file is cut off."""
         ...
 
+    @property
+    def num_bytes(self) -> int:
+        """That are here of files that have not ended."""
+        ...
 
-async def uploads(request: Request, *, max_file_bytes: int, max_bytes: int) -> AsyncIterator[Upload]:
-    """Files in the order in which they come.
+
+async def uploads(
+    request: Request, share: Share, *, max_file_bytes: int, max_bytes: int
+) -> AsyncGenerator[Upload, None]:
+    """Files in the order in which they come. The share grows with them and with what is here of the next.
 
     Raises RequestRefused for a body that is neither form nor tar, is cut off, too slow, or larger than `max_bytes` in
     all; Overloaded where too many others arrive.
     """
     check_declared(request, max_bytes)
-    parser = _parser(request.headers.get("content-type", ""), max_file_bytes)
-    async for chunk, unfinished in chunks_of(request, max_bytes):
-        for upload in parser.feed(chunk):
-            unfinished.resize(0)  # what is left of the chunk is less than the next one
-            yield upload
+    parser = _parser(request.headers.get("content-type", ""), share, max_file_bytes)
+    async with contextlib.aclosing(chunks_of(request, share, max_bytes)) as chunks:
+        unfinished = 0
+        async for chunk in chunks:
+            unfinished += len(chunk)
+            for upload in parser.feed(chunk):
+                share.grow(upload.held + parser.num_bytes - unfinished)
+                unfinished = parser.num_bytes
+                yield upload
+            share.grow(parser.num_bytes - unfinished)
+            unfinished = parser.num_bytes
     parser.finish()
 
 
-def _parser(content_type: str, max_file_bytes: int) -> _Parser:
+def _parser(content_type: str, share: Share, max_file_bytes: int) -> _Parser:
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
         boundary = options.get(b"boundary", b"")
         if not boundary:
             raise RequestRefused(400, "bad_multipart", "the form's Content-Type has no boundary")
-        return _Form(boundary, max_file_bytes)
-    return _Tar(max_file_bytes)
+        return _Form(boundary, share, max_file_bytes)
+    return _Tar(share, max_file_bytes)
 
 
 class _Form:
     """multipart/form-data; parts without a file name are no files."""
 
-    def __init__(self, boundary: bytes, max_file_bytes: int) -> None:
-        self._max = max_file_bytes
+    def __init__(self, boundary: bytes, share: Share, max_file_bytes: int) -> None:
+        self._share, self._max = share, max_file_bytes
         self._done: list[Upload] = []
         self._headers: dict[bytes, bytes] = {}
         self._field, self._value = b"", b""
@@ -99,6 +138,10 @@ class _Form:
     def finish(self) -> None:
         if not self._ended:
             raise RequestRefused(400, "bad_multipart", "the form ends without its closing boundary")
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self._data or b"")
 
     def _on_part_begin(self) -> None:
         self._headers, self._name, self._data = {}, None, None
@@ -136,7 +179,7 @@ class _Form:
     def _on_part_end(self) -> None:
         if self._name is not None:
             data = None if self._data is None else bytes(self._data)
-            self._done.append(Upload(name=self._name, data=data))
+            self._done.append(Upload(name=self._name, data=data, share=self._share))
 
     def _on_end(self) -> None:
         self._ended = True
@@ -145,8 +188,8 @@ class _Form:
 class _Tar:
     """A tar, uncompressed: ustar, GNU or pax. What is no regular file is passed over."""
 
-    def __init__(self, max_file_bytes: int) -> None:
-        self._max = max_file_bytes
+    def __init__(self, share: Share, max_file_bytes: int) -> None:
+        self._share, self._max = share, max_file_bytes
         self._buffer = bytearray()
         self._member: tarfile.TarInfo | None = None
         self._kept: bytearray | None = None
@@ -185,6 +228,10 @@ class _Tar:
         if self._member is not None or self._buffer:
             raise RequestRefused(400, "body_cut_off", "the tar ends within a member")
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self._buffer) + len(self._kept or b"")
+
     def _begin_member(self, block: bytes) -> None:
         try:
             member = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
@@ -220,7 +267,7 @@ class _Tar:
         name, self._long_name = self._long_name or member.name, ""
         if not member.isreg() or member.type == tarfile.GNUTYPE_SPARSE:
             return None
-        return Upload(name=name, data=None if kept is None else bytes(kept))
+        return Upload(name=name, data=None if kept is None else bytes(kept), share=self._share)
 
     def _no_tar(self, why: str) -> RequestRefused:
         return RequestRefused(

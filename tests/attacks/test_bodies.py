@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import tarfile
+import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +62,35 @@ def test_bodies_without_end(door: Door, path: str, num_bytes: int) -> None:
     with memory_of(door.pids) as memory, Bystander(door.port).asking() as bystander:
         found = answers_to(lambda _: status_of_chunked(door.port, path, max(num_bytes, 2 * MAX_BATCH_BYTES)))
     assert set(found) <= {413, 503}
+    assert sum(memory.growth_mb) < GROWTH_MB, memory.growth_mb
+    assert bystander.failures == []
+
+
+@pytest.mark.parametrize("straight", [False, True], ids=["gateway", "process"])
+def test_batches_that_all_begin_before_any_goes_on(door: Door, straight: bool) -> None:
+    """Each sends the head of a file, and when all have been looked at, the file: whoever has no place is answered."""
+    size, port = 8 * MIB, door.served.port if straight else door.port
+    member = tarfile.TarInfo("large")
+    member.size = size
+    head = f"POST {PATH}/batch HTTP/1.1\r\nHost: x\r\nContent-Length: {2 * MAX_BODY_BYTES}\r\n\r\n".encode()
+    all_here = threading.Barrier(ATTACKERS)
+
+    def attack(_: int) -> int:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(head + member.tobuf())
+            all_here.wait(60)
+            try:
+                for _piece in range(size // MIB):
+                    connection.sendall(bytes(MIB))
+                return int(connection.recv(65_536).split()[1])
+            except (OSError, IndexError):  # refused before all of it was sent; the word was lost
+                return 503
+
+    with memory_of(door.pids) as memory, Bystander(door.port).asking() as bystander:
+        found = answers_to(attack)
+    # What the first have of the places is no images, and a line says so.
+    assert set(found) == {200, 503}
+    assert found[200] <= 8, found
     assert sum(memory.growth_mb) < GROWTH_MB, memory.growth_mb
     assert bystander.failures == []
 

@@ -22,7 +22,7 @@ from bentos.classifier.engine import Engine
 from bentos.kit import settings
 from bentos.kit.access import Caller, Guard
 from bentos.kit.access.guard import ANYBODY
-from bentos.kit.budget import IN_FLIGHT
+from bentos.kit.budget import IN_FLIGHT, Budget
 from bentos.kit.errors import Overloaded
 from bentos.kit.uploads import Upload
 from pipelines.core.access import Scope
@@ -113,9 +113,12 @@ def test_images_of_a_batch_that_find_no_room_for_their_bytes_wait_while_others_g
     async def work() -> list[bytes]:
         caller = Caller(credential=ANYBODY, request_id="batch", guard=Guard(required=False), authorization=None)
         batch = _Batch(busy, caller, None, 0.0)
-        return await asyncio.gather(
-            *(batch.answer(Upload(name=str(place), data=image), place) for place, image in enumerate(large))
-        )
+        share = Budget(2**30).growing(lambda: None)
+        uploads = [Upload(name=str(place), data=image, share=share) for place, image in enumerate(large)]
+        share.resize(sum(upload.held for upload in uploads))
+        answers = await asyncio.gather(*(batch.answer(upload, place) for place, upload in enumerate(uploads)))
+        assert share.size == 0
+        return answers
 
     answered = [json.loads(line)["predictions"][0]["class_name"] for line in asyncio.run(work())]
     assert answered == [COLOURS[place % 3] for place in range(8)]
