@@ -14,9 +14,12 @@ from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 
+import grpc
 import pytest
 import serving_platform
 from example_packages import coloured
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from oip_client import ask_with_triton
 from otlp_collector import collecting
 from serving_platform import (
@@ -144,6 +147,28 @@ def test_every_transport_gives_the_same_answer_on_one_port(
         assert dict(enumerate(probabilities)) == expected, name
     _, embedded = ask(port, "/v1/embed", images[0])
     assert [embedded["embedding"]] == found["grpc"]["embedding"]
+
+
+def test_standard_health_and_reflection_answer_at_the_gateways_port(
+    reconciler: Reconciler, settings: Settings, builds: dict[int, Build]
+) -> None:
+    """Anybody may watch, through the gateway too; what services there are is for whoever may read models."""
+    with grpc.insecure_channel(f"127.0.0.1:{settings.gateway_port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watched = health.Watch(health_pb2.HealthCheckRequest(service="colours"), timeout=20)
+        assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
+        watched.cancel()
+        assert (
+            health.Check(health_pb2.HealthCheckRequest(), timeout=20).status == health_pb2.HealthCheckResponse.SERVING
+        )
+        ask_reflection = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        key = [("authorization", AUTHORIZED["Authorization"])]
+        (answer,) = ask_reflection(iter([asked]), timeout=20, metadata=key)
+        assert "inference.GRPCInferenceService" in {one.name for one in answer.list_services_response.service}
+        with pytest.raises(grpc.RpcError) as caught:
+            next(ask_reflection(iter([asked]), timeout=20))
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_asking_again_for_what_is_live_changes_nothing(
