@@ -198,7 +198,7 @@ class Gateway:
 
         For good: an Envoy that is started anew listens again.
         """
-        # The first makes each answer its connection's last, by `Connection: close` or GOAWAY; the second stops listening.
+        # The first makes each answer its connection's last (`Connection: close`, GOAWAY); the second stops listening.
         for path in ("/healthcheck/fail", "/drain_listeners"):
             status, _ = self._get(path, method="POST")
             if status != 200:
