@@ -62,7 +62,7 @@ class Reconciler:
         storage = open_storage(settings.store_uri, endpoint_url=settings.s3_endpoint_url)
         self._archives = BentoArchives(storage, settings.home / "cache")
         self._bentos = settings.home / "bentos"
-        self._stop = threading.Event()
+        self._stop = self._drained = threading.Event()
         self._lock = threading.RLock()
         self._publishing = threading.Lock()
         self._fleets: dict[int, Fleet] = {}
@@ -81,16 +81,25 @@ class Reconciler:
 
     # --- the long-lived thread -------------------------------------------------------------------------------------
 
-    def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set, then end every process. Never raises for what may pass."""
-        self._stop = stop
+    def run(self, stop: threading.Event, drained: threading.Event | None = None) -> None:
+        """Work until `stop` is set, then end every process. Never raises for what may pass.
+
+        `drained`: processes go on serving until this is set too, since the gateway still has requests for them.
+        """
+        self._stop, self._drained = stop, drained or stop
         self._sweep()
         try:
             while not stop.wait(TICK_S):
                 self._guard("reconciler", self._tick)
+            self._drained.wait()
         finally:
             self._watch.close()
             self._end()
+
+    @property
+    def drain_s(self) -> float:
+        """The longest time that a process which serves now has for the requests in its hands; 0 where none does."""
+        return max((fleet.drain_s for fleet in self._all_fleets()), default=0)
 
     def processes(self) -> tuple[ProcessStatus, ...]:
         """Serving processes, for `darkroom status`."""
@@ -286,7 +295,7 @@ class Reconciler:
         patience_s = fleet.deployment.spec.drain_timeout_s
         quiet_since: float | None = None
         idle = False
-        while (elapsed := time.monotonic() - began) < patience_s and not self._stop.wait(0.1):
+        while (elapsed := time.monotonic() - began) < patience_s and not self._drained.wait(0.1):
             try:
                 busy = self._gateway.active_requests(fleet.cluster) > 0
                 idle = idle or self._gateway.open_requests() == 0

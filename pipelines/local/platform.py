@@ -70,8 +70,12 @@ def up(
 
 
 def down(settings: Settings, *, timeout_s: float = 90.0) -> int:
-    """End every process of this home, also what a crash left; the data stays. Returns how many a crash had left."""
-    deadline = time.monotonic() + timeout_s
+    """End every process of this home, also what a crash left; the data stays. Returns how many a crash had left.
+
+    Requests in flight are answered first: `timeout_s` or what that may take, whichever is longer, until all are killed.
+    """
+    found = state.current(settings)
+    deadline = time.monotonic() + max(timeout_s, found.stop_s if found is not None else 0.0)
     while (pid := state.keeper_pid(settings)) is not None:
         if pid:
             kill(pid, signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)

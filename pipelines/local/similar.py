@@ -11,12 +11,13 @@ from pipelines.local import access
 from pipelines.local.process import ManagedProcess
 from pipelines.local.services import Service
 from pipelines.local.serving.environment import serving_environment
-from pipelines.local.serving.fleet import vouches_for
+from pipelines.local.serving.fleet import CLOSE_S, vouches_for
 from pipelines.settings import REPOSITORY, Settings
 
 NAME = "similar"
 _SERVICE = "bentos.similar.service:SimilarService"
-_DRAIN_S = 5
+DRAIN_S = 5
+"""Its drain timeout."""
 
 
 def service(settings: Settings) -> Service:
@@ -26,14 +27,14 @@ def service(settings: Settings) -> Service:
         NAME,
         [
             *(sys.executable, "-m", "bentos.kit.worker", _SERVICE),
-            *("--port", str(port), "--drain-timeout", str(_DRAIN_S)),
+            *("--port", str(port), "--drain-timeout", str(DRAIN_S)),
         ],
         environment(settings),
         settings.home / "logs" / "similar.log",
         port=port,
         cwd=REPOSITORY,
     )
-    return Service(process=process, ready=lambda: vouches_for(port, SIMILAR), stop_s=2 * _DRAIN_S)
+    return Service(process=process, ready=lambda: vouches_for(port, SIMILAR), stop_s=DRAIN_S + CLOSE_S)
 
 
 def environment(settings: Settings) -> dict[str, str]:

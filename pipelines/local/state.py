@@ -45,6 +45,8 @@ class PlatformState:
     """What does not work, though every process does."""
     error: str = ""
     exit_code: int = 0
+    stop_s: float = 0.0
+    """How long its end may take, with every request in flight."""
     supervisor_pid: int = field(default_factory=os.getpid)
     supervisor_birth: str = field(default_factory=lambda: birth(os.getpid()))
 

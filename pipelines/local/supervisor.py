@@ -20,10 +20,22 @@ from types import FrameType
 
 from pipelines import settings as settings_module
 from pipelines.adapters import database
-from pipelines.adapters.gateway import envoy_argv, write_initial
+from pipelines.adapters.gateway import Gateway, envoy_argv, write_initial
 from pipelines.core.errors import DarkroomError, PlatformError, UserError
 from pipelines.core.stephost import SOCKET_NAME, short_path
-from pipelines.local import access, airflow, certificates, mlflow, postgres, resources, schema, secrets, similar, state
+from pipelines.local import (
+    access,
+    airflow,
+    certificates,
+    draining,
+    mlflow,
+    postgres,
+    resources,
+    schema,
+    secrets,
+    similar,
+    state,
+)
 from pipelines.local.anchoring import Anchoring
 from pipelines.local.deployments import Reconciler
 from pipelines.local.identity import credentials, identity
@@ -34,11 +46,13 @@ from pipelines.local.process import ManagedProcess, environment, rotate
 from pipelines.local.redis import RedisWatch
 from pipelines.local.redis import check as check_redis
 from pipelines.local.services import Service, get
+from pipelines.local.serving.fleet import CLOSE_S
 from pipelines.local.state import Phase, PlatformState
 from pipelines.local.sweep import sweep
-from pipelines.local.watch import Watched
+from pipelines.local.watch import Watched, stop_all
 from pipelines.settings import Settings
 
+_GATEWAY, _POSTGRES = "envoy", "postgres"
 OPTIONAL = ("airflow", "mlflow", "step-host", similar.NAME)
 """What `--without` may name."""
 _SERVING_S = 20.0
@@ -46,6 +60,8 @@ _SERVING_S = 20.0
 _TICK_S = 0.2
 _ROTATE_S = 10.0
 _RENEW_S = 3600.0
+_REST_S = 60.0
+"""What an end takes at most beside requests: the last anchor and predictions 10 s each, PostgreSQL 20 s."""
 
 
 class Stopped(Exception):
@@ -60,6 +76,8 @@ class Supervisor:
         self._without = tuple(without)
         self._identity = identity(settings)
         self._stop = threading.Event()
+        self._drained = threading.Event()
+        """The gateway has handed on what it had; set once we end."""
         self._watched: list[Watched] = []
         self._reservations = Reservations()
         self._reconciler: Reconciler | None = None
@@ -114,7 +132,9 @@ class Supervisor:
             service.process.start()
         self._publish("starting")
         self._reconciler = Reconciler(settings, similar=similar.NAME not in self._without)
-        self._thread = threading.Thread(target=self._reconciler.run, args=(self._stop,), name="deployments")
+        self._thread = threading.Thread(
+            target=self._reconciler.run, args=(self._stop, self._drained), name="deployments"
+        )
         self._thread.start()
         self._anchoring.start()
         self._collecting.start()
@@ -228,23 +248,46 @@ class Supervisor:
     # --- end -------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Deployments and everything that uses PostgreSQL first, all at once; what they left is anchored; then it."""
+        """What serves drains while the rest ends; what both left is anchored; PostgreSQL, which all use, comes last."""
         self._stop.set()
-        last = [one for one in self._watched if one.process.name == "postgres"]
-        for group in ([one for one in self._watched if one not in last], last):
-            if group is last:
-                self._anchoring.end()
-                self._collecting.end()
-                self._redis.end()
-            for watched in group:
-                watched.process.signal()
-            if group is not last and self._thread is not None:
-                self._thread.join(30)
-            deadline = time.monotonic() + max((one.service.stop_s for one in group), default=0.0)
-            for watched in group:
-                watched.process.stop(max(0.1, deadline - time.monotonic()))
-                watched.state = "stopped"
+        last = self._named(_POSTGRES)
+        serving = self._named(_GATEWAY) + self._named(similar.NAME)
+        rest = [one for one in self._watched if one not in (*last, *serving)]
+        began = time.monotonic()
+        for watched in rest:
+            watched.process.signal()
+        self._end_serving()
+        stop_all(rest, began)
+        self._anchoring.end()
+        self._collecting.end()
+        self._redis.end()
+        stop_all(last, time.monotonic())
         self._askers.shutdown(wait=False, cancel_futures=True)
+
+    def _end_serving(self) -> None:
+        """The gateway takes nothing new, processes answer what it had, and it goes when the answers have gone."""
+        gateway, search = self._named(_GATEWAY), self._named(similar.NAME)
+        admin = Gateway(self._settings)
+        answers = any(one.process.alive() for one in gateway) and draining.hand_on(admin, self._drain_s())
+        self._drained.set()
+        began = time.monotonic()
+        for watched in search:
+            watched.process.signal()
+        if self._thread is not None:
+            # Rollouts are interrupted first, 2 s each at most, and then all processes end at once.
+            self._thread.join(self._drain_s() + 2 * CLOSE_S)
+        stop_all(search, began)
+        if answers:
+            draining.send(admin)
+        stop_all(gateway, time.monotonic())
+
+    def _named(self, name: str) -> list[Watched]:
+        return [one for one in self._watched if one.process.name == name]
+
+    def _drain_s(self) -> float:
+        """The longest drain timeout of what serves now."""
+        of_search = 0.0 if similar.NAME in self._without else similar.DRAIN_S
+        return max(of_search, self._reconciler.drain_s if self._reconciler is not None else 0.0)
 
     def _publish(self, phase: Phase, *, error: str = "", exit_code: int = 0) -> None:
         self._phase = phase
@@ -268,6 +311,8 @@ class Supervisor:
             ),
             error=error,
             exit_code=exit_code,
+            # The gateway's part of it, the processes' own, and what they and the gateway need to close.
+            stop_s=2 * self._drain_s() + 2 * CLOSE_S + draining.SEND_S + _REST_S,
         )
         if now != self._written:
             state.write(self._settings, now)
@@ -280,7 +325,7 @@ class Supervisor:
 
 def _gateway(settings: Settings) -> Service:
     process = ManagedProcess(
-        "envoy",
+        _GATEWAY,
         envoy_argv(settings),
         environment(settings),
         settings.home / "logs" / "envoy.log",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
@@ -96,3 +96,11 @@ class Watched:
             self.restarts += 1
             self.process.start()
             self.state = "starting"
+
+
+def stop_all(ending: Sequence[Watched], began: float) -> None:
+    """Wait until all have ended that were asked to at `began` (monotonic seconds), or are now; kill what does not."""
+    deadline = began + max((one.service.stop_s for one in ending), default=0.0)
+    for watched in ending:
+        watched.process.stop(max(0.1, deadline - time.monotonic()))
+        watched.state = "stopped"

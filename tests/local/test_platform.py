@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import http2_frames
 import psycopg
 import pytest
 from example_packages import coloured
+from serving_platform import deploy, make_build
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
+from bentos.classifier.oip import inference_pb2 as messages
 from pipelines.adapters import database
+from pipelines.adapters.gateway import Gateway, Traffic
 from pipelines.core.anchors import newest, parse
 from pipelines.core.errors import UserError
 from pipelines.core.processes import is_zombie, marked
@@ -27,6 +36,8 @@ from pipelines.local.process import PLATFORM_MARK
 from pipelines.settings import Settings
 
 WITHOUT = ("--without", "airflow", "--without", "mlflow", "--without", "step-host")
+PATH = "/v1/models/colours/classify"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def darkroom(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -50,6 +61,49 @@ def ended(home_settings: Settings) -> Iterator[Settings]:
     yield home_settings
     platform.down(home_settings)
     assert not list(marked(PLATFORM_MARK, str(home_settings.home)))
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def grpc_message(image: bytes) -> bytes:
+    """A call of ModelInfer, with the length before it that gRPC puts there."""
+    request = messages.ModelInferRequest(model_name="colours")
+    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(image)
+    data = request.SerializeToString()
+    return b"\0" + len(data).to_bytes(4, "big") + data
+
+
+def form_of(image: bytes) -> bytes:
+    head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    return head + image + b"\r\n--edge--\r\n"
+
+
+@contextlib.contextmanager
+def half_sent(port: int, key: dict[str, str], path: str, body: bytes) -> Iterator[socket.socket]:
+    """A request of which all but the first 9 bytes of the body are still to come."""
+    fields = {
+        "Host": "x",
+        "Content-Length": str(len(body)),
+        "Content-Type": "multipart/form-data; boundary=edge",
+        **key,
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body[:9])
+        yield connection
+
+
+def to_its_end(connection: socket.socket) -> bytes:
+    answer = b""
+    while more := connection.recv(65_536):
+        answer += more
+    return answer
 
 
 def gateway_answers(settings: Settings) -> bool:
@@ -112,6 +166,9 @@ def test_up_kills_and_down(ended: Settings) -> None:
     last = processes()
     assert json.loads(darkroom("status", "--json").stdout)["troubles"] == []
     row = database.record(ended.database_url("darkroom"), "", "key_created", {}, "ada@lab")
+    # Neither a gateway that hangs nor a second signal keeps it from its end.
+    os.kill(last["envoy"]["pid"], signal.SIGSTOP)
+    os.kill(last["supervisor"]["pid"], signal.SIGTERM)
     assert darkroom("down").returncode == 0
     anchor = newest(open_storage(ended.store_uri))
     assert anchor is not None
@@ -119,6 +176,49 @@ def test_up_kills_and_down(ended: Settings) -> None:
     assert all(is_zombie(one["pid"]) for one in last.values())
     assert processes() == {}
     assert darkroom("down").stdout.startswith("the platform was not up")
+
+
+@pytest.mark.heavy
+def test_down_takes_what_is_in_flight_to_its_end(ended: Settings, tmp_path: Path) -> None:
+    """By REST, gRPC and WebSocket: what has come gets its answer, and nobody is let in any more."""
+    assert darkroom("up", *WITHOUT, "--without", "similar").returncode == 0
+    assert deploy(ended, make_build(ended, tmp_path, model="colours", version=1)).state == "live"
+    (worker,) = (one["port"] for name, one in processes().items() if name.startswith("bento-"))
+    port, key, image = ended.gateway_port, ended.platform_authorization, coloured("red")
+    message, form = grpc_message(image), form_of(image)
+    with (
+        half_sent(port, key, PATH, form) as rest,
+        half_sent(port, key, f"{PATH}/batch", form) as batch,
+        http2_frames.Connection(port) as call,
+        connect(f"ws://127.0.0.1:{port}/v1/models/colours/stream", additional_headers=key) as stream,
+    ):
+        call.open(1, http2_frames.request_of(INFER, authorization=key["Authorization"], **http2_frames.GRPC))
+        call.send(http2_frames.frame(http2_frames.DATA, 0, 1, message[:9]))
+        # A process has the batch and the stream; of the image and the call the gateway alone knows.
+        until(lambda: Gateway(ended).traffic() == Traffic(from_clients=4, to_processes=2, unsent_bytes=0))
+        down = subprocess.Popen([sys.executable, "-m", "pipelines.cli.main", "down"])
+        until(lambda: not listens(port))
+        assert listens(worker)
+
+        stream.send(image)
+        rest.sendall(form[9:])
+        call.send(http2_frames.frame(http2_frames.DATA, http2_frames.END_STREAM, 1, message[9:]))
+        answer = rest.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+        assert b"connection: close" in answer
+        while not call.seen[http2_frames.DATA]:
+            call.read()
+            assert not call.ended  # nor an error, which is headers alone
+        assert json.loads(stream.recv(timeout=30))["predictions"][0]["class_name"] == "red"
+        with pytest.raises(ConnectionClosed) as closed:
+            stream.recv(timeout=30)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012  # the process's own word: it is ending
+
+        until(lambda: not listens(worker))
+        batch.sendall(form[9:])
+        assert b'"class_name":"red"' in to_its_end(batch)
+        assert down.wait(60) == 0
 
 
 def test_what_is_missing_is_said_before_anything_starts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import sys
 import threading
 import time
@@ -26,7 +27,10 @@ MAX_BACKOFF_S = 10.0
 STABLE_S = 30.0
 UNHEALTHY_S = 30.0
 """A process that the gateway has not found healthy for so long is ended, and so started again."""
-STOP_S = 10.0
+_HUNG_S = 10.0
+"""What such a one has to end by itself: nobody has had an answer of it for longer than requests may take."""
+CLOSE_S = 15.0
+"""What a process may take to close after its last request: what it logged and traced takes 5 s each at most."""
 PORT_TAKEN = 75
 """Exit status of `bentos.kit.worker` when somebody was quicker: not the deployment's fault, so it is tried again."""
 
@@ -90,6 +94,11 @@ class Fleet:
     def log(self) -> Path:
         return self.settings.home / "logs" / f"bento-{self.model}.log"
 
+    @property
+    def drain_s(self) -> int:
+        """What each process has for the requests in its hands, by all protocols together, when it is to end."""
+        return max(1, math.ceil(self.deployment.spec.drain_timeout_s))
+
     def package(self) -> ModelPackage:
         """The package inside the bento; the processes themselves verify it."""
         return load(self.folder / "src" / "model", verify=False)
@@ -123,12 +132,11 @@ class Fleet:
     def _start(self) -> Worker:
         # A new port every time: the old one may be anybody's by now.
         port, grpc_port = free_port(), free_port()
-        drain_s = max(1, round(self.deployment.spec.drain_timeout_s))
         process = ManagedProcess(
             f"bento-{self.cluster}",
             [
                 *(sys.executable, "-m", "bentos.kit.worker", str(self.folder)),
-                *("--port", str(port), "--grpc-port", str(grpc_port), "--drain-timeout", str(drain_s)),
+                *("--port", str(port), "--grpc-port", str(grpc_port), "--drain-timeout", str(self.drain_s)),
             ],
             self._environment(),
             self.log,
@@ -166,7 +174,7 @@ class Fleet:
             if worker.port in healthy_ports:
                 worker.healthy_at = now
             elif now - worker.healthy_at > UNHEALTHY_S:
-                worker.process.stop(STOP_S)
+                worker.process.stop(_HUNG_S)
 
     def _ready(self) -> Iterator[Worker]:
         for slot in self.slots:
@@ -196,8 +204,9 @@ class Fleet:
             workers = [slot.worker for slot in self.slots if slot.worker is not None]
             for worker in workers:
                 worker.process.signal()
+            deadline = time.monotonic() + self.drain_s + CLOSE_S
             for worker in workers:
-                worker.process.stop(STOP_S)
+                worker.process.stop(max(0.1, deadline - time.monotonic()))
 
     def statuses(self) -> Iterator[ProcessStatus]:
         for number, slot in enumerate(self.slots):
