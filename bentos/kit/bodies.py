@@ -35,23 +35,34 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises RequestRefused where it is too large, too slow or cut off, Overloaded where too many others arrive.
     """
+    body, share = await read_held(request, max_bytes)
+    share.close()
+    return body
+
+
+async def read_held(request: Request, max_bytes: int) -> tuple[bytes, Share]:
+    """The same, with its share of all, which is the caller's to close and no longer for others to take."""
     check_declared(request, max_bytes)
     chunks: list[bytes] = []
     size = 0
     deadline = asyncio.timeout(READ_TIMEOUT_S)
-    with IN_FLIGHT.growing(lambda: deadline.reschedule(0)) as share:
-        try:
-            async with deadline:
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > max_bytes:
-                        raise too_large(max_bytes)
-                    share.grow(len(chunk))
-                    chunks.append(chunk)
-        except (ClientDisconnect, TimeoutError) as error:
-            share.check()
-            raise _unfinished(error) from error
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    share = IN_FLIGHT.growing(lambda: deadline.reschedule(0))
+    try:
+        async with deadline:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise too_large(max_bytes)
+                share.grow(len(chunk))
+                chunks.append(chunk)
+        share.keep()
+    except (ClientDisconnect, TimeoutError) as error:
+        share.check()
+        raise _unfinished(error) from error
+    finally:
+        if not share.kept:
+            share.close()
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks), share
 
 
 async def chunks_of(request: Request, share: Share, max_bytes: int) -> AsyncGenerator[bytes, None]:

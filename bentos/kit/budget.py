@@ -18,14 +18,14 @@ class Budget:
     """Bytes that may be held. Belongs to one event loop."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self.used = 0
         self.arriving: set[Share] = set()
 
     @property
     def crowded(self) -> bool:
         """Half is taken: who can wait leaves the rest to those who cannot."""
-        return self.used > self._max_bytes // 2
+        return self.used > self.max_bytes // 2
 
     def growing(self, give_up: Callable[[], None]) -> Share:
         """The place of a body that is arriving, as a context. `give_up` is called when its room is taken from it."""
@@ -42,7 +42,7 @@ class Budget:
 
     def make_room(self, num_bytes: int, size: int) -> None:
         """For so many bytes more of a body that has `size` with them. Raises Overloaded."""
-        while self.used + num_bytes > self._max_bytes:
+        while self.used + num_bytes > self.max_bytes:
             largest = max(self.arriving, key=lambda share: share.size, default=None)
             if largest is None or largest.size <= size:
                 raise Overloaded(self.used, what="bytes")
@@ -60,6 +60,8 @@ class Share:
         self._give_up = give_up
         self.size = 0
         self._closed = False
+        self.kept = False
+        """It is not arriving any more, and no longer for others to take."""
         self.lost = False
         """Its room was needed for a smaller one."""
 
@@ -85,6 +87,13 @@ class Share:
             return
         self._budget.change(num_bytes - self.size)
         self.size = num_bytes
+
+    def keep(self) -> None:
+        """All of it has come. Raises Overloaded where it was lost before."""
+        self.check()
+        self.kept = True
+        self._budget.arriving.discard(self)
+        self._give_up = None
 
     def lose(self) -> None:
         """Make room for another."""

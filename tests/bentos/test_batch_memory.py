@@ -72,7 +72,7 @@ def process(bento: Path, package: ModelPackage) -> Iterator[Process]:
 def budget(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A little more than the files of one batch; at the end nothing of it is held."""
     number = NUM_FILES * FILE_BYTES + 200_000
-    monkeypatch.setattr(IN_FLIGHT, "_max_bytes", number)
+    monkeypatch.setattr(IN_FLIGHT, "max_bytes", number)
     yield number
     assert (IN_FLIGHT.used, IN_FLIGHT.arriving) == (0, set())
 

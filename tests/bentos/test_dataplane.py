@@ -108,7 +108,7 @@ def test_images_of_a_batch_that_find_no_room_for_their_bytes_wait_while_others_g
 ) -> None:
     """Who holds the bytes gives them back on the same event loop."""
     large = [image + bytes(100_000) for image in images(8)]
-    monkeypatch.setattr(IN_FLIGHT, "_max_bytes", 250_000)
+    monkeypatch.setattr(IN_FLIGHT, "max_bytes", 250_000)
 
     async def work() -> list[bytes]:
         caller = Caller(credential=ANYBODY, request_id="batch", guard=Guard(required=False), authorization=None)

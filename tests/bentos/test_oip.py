@@ -123,7 +123,8 @@ GOOD = base64.b64encode(IMAGES[0]).decode()
     [
         (b"", "bad_json"),
         (b"[1]", "bad_json"),
-        (b'{"inputs": ' + b"[" * 100_000, "bad_json"),
+        (b'{"inputs": ' + b"[" * 10_000, "bad_json"),
+        (b'{"inputs": ' + b" " * 100_000 + b"[" * 3_000, "bad_json"),
         (b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [' + b"9" * 6000 + b"]}]}", "bad_json"),
         (b"{}", "bad_request"),
         (_rest([]), "bad_input"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bentos.classifier.oip.inference_pb2 import ModelInferRequest, ModelInferResponse
+from bentos.classifier.oip.large_requests import LARGE_BYTES
 from bentos.classifier.oip.tensors import InferAnswer, InferRequest, InputTensor, RequestedOutput, to_bytes
 from bentos.kit.errors import RequestRefused
 
@@ -48,11 +49,16 @@ def write_answer(answer: InferAnswer) -> ModelInferResponse:
     return message
 
 
-def _values(tensor: Any) -> list[Any]:
+def is_large(message: ModelInferRequest) -> bool:
+    """Whether it has so many numbers that reading them would keep others waiting."""
+    return any(len(tensor.contents.uint_contents) > LARGE_BYTES for tensor in message.inputs)
+
+
+def _values(tensor: Any) -> Sequence[Any]:
+    """As they are: a list of 20 million would be made before anybody knows how many are expected."""
     contents = tensor.contents
-    if tensor.datatype == "BYTES":
-        return list(contents.bytes_contents)
-    return list(contents.uint_contents)
+    values: Sequence[Any] = contents.bytes_contents if tensor.datatype == "BYTES" else contents.uint_contents
+    return values
 
 
 def _requested(output: Any) -> RequestedOutput:

@@ -10,6 +10,7 @@ import grpc
 
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.oip import grpc_messages, grpc_streams, inference, inference_pb2
+from bentos.classifier.oip.large_requests import aside
 from bentos.kit.access import Guard
 from bentos.kit.calls import CALLER, Admission, answered
 from bentos.kit.settings import ServiceSettings
@@ -97,7 +98,10 @@ def _handlers(dataplane: Dataplane) -> grpc.GenericRpcHandler:
         return messages.ModelMetadataResponse(**inference.metadata(dataplane))
 
     async def model_infer(request: Any) -> Any:
-        answer = await inference.infer(dataplane, grpc_messages.read_request(request), CALLER.get())
+        message = grpc_messages.read_request(request)
+        large = grpc_messages.is_large(request)
+        ready = await aside(inference.read, dataplane, message) if large else inference.read(dataplane, message)
+        answer = await inference.infer(dataplane, ready, CALLER.get())
         return grpc_messages.write_answer(answer)
 
     methods = {

@@ -7,10 +7,14 @@ import zlib
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from bentos.classifier.oip import rest_messages
-from bentos.classifier.oip.inference import EXTENSIONS, SERVER, infer, metadata, server_version
+from bentos.classifier.dataplane import Dataplane
+from bentos.classifier.oip import large_requests, rest_messages
+from bentos.classifier.oip.inference import EXTENSIONS, SERVER, Read, infer, metadata, read, server_version
+from bentos.classifier.oip.large_requests import LARGE_BYTES, aside
 from bentos.classifier.rest import dataplane_of, named
-from bentos.kit.bodies import read_body
+from bentos.kit.bodies import read_held
+from bentos.kit.budget import IN_FLIGHT
+from bentos.kit.errors import RequestRefused
 from bentos.kit.front import Endpoint, caller_of, get, post
 from pipelines.core.access import Scope
 
@@ -58,19 +62,33 @@ async def model_metadata(request: Request) -> Response:
 
 async def model_infer(request: Request) -> Response:
     dataplane = named(request)
-    headers = request.headers
-    limit = dataplane.settings.max_body_bytes + _BODY_SLACK
-    body = rest_messages.uncompressed(
-        await read_body(request, limit), headers.get("content-encoding", "").strip().lower(), limit
-    )
-    message = rest_messages.read_request(
-        body,
-        headers.get(rest_messages.HEADER_LENGTH),
-        request.path_params["name"],
-        request.path_params.get("version", ""),
-    )
-    answer = await infer(dataplane, message, caller_of(request))
-    return _respond(answer_body=rest_messages.write_answer(answer), accepted=headers.get("accept-encoding", ""))
+    answer = await infer(dataplane, await _read(request, dataplane), caller_of(request))
+    return _respond(answer_body=rest_messages.write_answer(answer), accepted=request.headers.get("accept-encoding", ""))
+
+
+async def _read(request: Request, dataplane: Dataplane) -> Read:
+    """The request's tensors. Its body, and what parsing makes of it, are counted until they are made."""
+    headers, path, settings = request.headers, request.path_params, dataplane.settings
+    limit = settings.max_body_bytes + _BODY_SLACK
+    body, share = await read_held(request, limit)
+    with share:
+        encoding = headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            # Asked for afterwards, when it is known how much it is: one at a time has not asked yet.
+            body = await aside(rest_messages.uncompressed, body, encoding, limit)
+            share.grow_to(len(body))
+        split = rest_messages.json_bytes(body, headers.get(rest_messages.HEADER_LENGTH))
+        given = (body, split, path["name"], path.get("version", ""))
+        if split <= LARGE_BYTES:
+            return read(dataplane, rest_messages.read_request(*given))
+        spec = dataplane.classifier.package.preprocessing
+        num_bytes = len(body) + await aside(large_requests.memory_bytes, body[:split], spec, settings.max_images)
+        if num_bytes > IN_FLIGHT.max_bytes:
+            raise RequestRefused(
+                413, "too_many_bytes", f"{num_bytes:,} bytes of memory for this JSON; send binary tensor data"
+            )
+        share.grow_to(num_bytes)
+        return await aside(lambda: read(dataplane, rest_messages.read_request(*given, large_requests.loads)))
 
 
 def _respond(answer_body: tuple[bytes, int | None], accepted: str) -> Response:

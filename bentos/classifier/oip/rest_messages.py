@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bentos.classifier.oip.tensors import (
@@ -20,12 +21,13 @@ from bentos.kit.errors import RequestRefused
 HEADER_LENGTH = "inference-header-content-length"
 
 _MAX_RANK = 8
+_BRIEFLY = reprlib.Repr()
+"""A list may have a million elements, and it is not all looked at."""
+_BRIEFLY.maxstring = _BRIEFLY.maxother = 80
 
 
 def uncompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
     """The body that a client sent as gzip or deflate. Raises RequestRefused; never makes more than `max_bytes`."""
-    if not encoding or encoding == "identity":
-        return body
     if encoding not in ("gzip", "deflate"):
         raise RequestRefused(415, "bad_encoding", f"Content-Encoding {encoding!r}: gzip, deflate or none")
     decoder = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
@@ -40,10 +42,22 @@ def uncompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
     return found
 
 
-def read_request(body: bytes, header_length: str | None, model_name: str, model_version: str) -> InferRequest:
-    """Raises RequestRefused, naming what is wrong and where."""
-    split = _header_length(header_length, len(body))
-    header = _parse(body[:split])
+def json_bytes(body: bytes, header_length: str | None) -> int:
+    """How many of the body are JSON. Raises RequestRefused."""
+    if header_length is None:
+        return len(body)
+    if not header_length.isascii() or not header_length.isdecimal() or len(header_length) > 12:
+        raise _bad_length(header_length, body)
+    if int(header_length) > len(body):
+        raise _bad_length(header_length, body)
+    return int(header_length)
+
+
+def read_request(
+    body: bytes, split: int, model_name: str, model_version: str, loads: Callable[[bytes], Any] = json.loads
+) -> InferRequest:
+    """`split`: where its JSON ends. Raises RequestRefused, naming what is wrong and where."""
+    header = _parse(body[:split], loads)
     binary = memoryview(body)[split:]
     place = 0
     inputs: list[InputTensor] = []
@@ -84,19 +98,15 @@ def write_answer(answer: InferAnswer) -> tuple[bytes, int | None]:
     return b"".join([header, *binary]), len(header)
 
 
-def _header_length(text: str | None, size: int) -> int:
-    if text is None:
-        return size
-    if not text.isascii() or not text.isdecimal() or len(text) > 12 or int(text) > size:
-        raise RequestRefused(
-            400, "bad_request", f"Inference-Header-Content-Length: {text!r} with a body of {size} bytes"
-        )
-    return int(text)
+def _bad_length(text: str, body: bytes) -> RequestRefused:
+    return RequestRefused(
+        400, "bad_request", f"Inference-Header-Content-Length: {text!r} with a body of {len(body)} bytes"
+    )
 
 
-def _parse(data: bytes) -> Mapping[str, Any]:
+def _parse(data: bytes, loads: Callable[[bytes], Any]) -> Mapping[str, Any]:
     try:
-        table = json.loads(data)
+        table = loads(data)
     except (ValueError, RecursionError) as error:
         raise RequestRefused(400, "bad_json", f"the request is not JSON: {error}") from error
     if not isinstance(table, dict):
@@ -184,7 +194,4 @@ def _is_whole(value: Any) -> bool:
 
 
 def _wrong(where: str, found: Any, expected: str) -> RequestRefused:
-    text = repr(found)
-    return RequestRefused(
-        400, "bad_request", f"{where}: {text if len(text) <= 80 else text[:80] + '…'}; expected {expected}"
-    )
+    return RequestRefused(400, "bad_request", f"{where}: {_BRIEFLY.repr(found)}; expected {expected}")

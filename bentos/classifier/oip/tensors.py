@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ MAX_CLASS_COUNT = 100_000
 
 _LENGTH = struct.Struct("<I")
 _OBJECT = np.dtype(object)
+_PIECE = 64 * 1024
+"""What is decoded at once: one call for megabytes would keep all others waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,11 @@ class RequestedOutput:
     class_count: int = 0
     """Triton's classification extension: instead of the numbers, so many "value:index:class name", best first."""
     binary: bool = False
+
+
+_ALL_OUTPUTS = {
+    binary: tuple(RequestedOutput(name=name, binary=binary) for name in OUTPUT_NAMES) for binary in (False, True)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +133,11 @@ def _read_images(tensor: InputTensor, max_images: int) -> list[bytes]:
     if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ((), (1,)):
         raise _bad_shape(tensor, "[N] or [N, 1]")
     num_images = _count(tensor, max_images)
-    if tensor.raw is not None:
-        images = list(_elements(tensor.raw))
-    else:
-        images = [_element(value) for value in _flat(tensor.values or ())]
+    found = _elements(tensor.raw) if tensor.raw is not None else map(_element, _flat(tensor.values or ()))
+    images = list(itertools.islice(found, num_images + 1))  # there may be millions
     if len(images) != num_images:
-        raise RequestRefused(
-            400, "bad_input", f"input {IMAGE!r}: shape {list(tensor.shape)} with {len(images)} elements"
-        )
+        told = f"more than {num_images}" if len(images) > num_images else str(len(images))
+        raise RequestRefused(400, "bad_input", f"input {IMAGE!r}: shape {list(tensor.shape)} with {told} elements")
     return images
 
 
@@ -158,7 +163,12 @@ def _element(value: Any) -> bytes:
     if not isinstance(value, str):
         raise RequestRefused(400, "bad_input", f"input {IMAGE!r}: expected base64 text, found {type(value).__name__}")
     try:
-        return base64.b64decode(value, validate=True)
+        pieces = [
+            base64.b64decode(value[start : start + _PIECE], validate=True) for start in range(0, len(value), _PIECE)
+        ]
+        if any(len(piece) != _PIECE // 4 * 3 for piece in pieces[:-1]):
+            raise ValueError("padding before its end")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     except (binascii.Error, ValueError) as error:
         raise RequestRefused(
             400, "bad_input", f"input {IMAGE!r}: not base64 ({error}); in JSON, images are base64 text"
@@ -177,33 +187,30 @@ def _read_pixels(tensor: InputTensor, spec: PreprocessingSpec, max_images: int) 
                 400, "bad_input", f"input {PIXELS!r}: {len(tensor.raw):,} bytes where its shape has {expected:,}"
             )
         return np.frombuffer(tensor.raw, np.uint8).reshape(tensor.shape)
+    pixels = bytearray()
     values = _flat(tensor.values or ())
-    if len(values) != expected:
-        raise RequestRefused(
-            400, "bad_input", f"input {PIXELS!r}: {len(values):,} values where its shape has {expected:,}"
-        )
     try:
-        found = np.array(values)
-        if found.dtype.kind not in "iu" or found.min() < 0 or found.max() > 255:
-            raise ValueError("not whole numbers from 0 to 255")
+        while len(pixels) <= expected and (piece := bytes(itertools.islice(values, _PIECE))):
+            pixels += piece
     except (ValueError, TypeError, OverflowError) as error:
         raise RequestRefused(400, "bad_input", f"input {PIXELS!r}: expected whole numbers from 0 to 255") from error
-    return found.astype(np.uint8).reshape(tensor.shape)
+    if len(pixels) != expected:
+        told = f"{len(pixels):,}" if len(pixels) < expected else f"more than {expected:,}"
+        raise RequestRefused(400, "bad_input", f"input {PIXELS!r}: {told} values where its shape has {expected:,}")
+    return np.frombuffer(pixels, np.uint8).reshape(tensor.shape)
 
 
-def _flat(values: Sequence[Any]) -> list[Any]:
+def _flat(values: Sequence[Any]) -> Iterator[Any]:
     """Nested or flat lists as one flat list; the shape says the rest."""
-    flat: list[Any] = []
     waiting = [iter(values)]
     while waiting:
         for value in waiting[-1]:
             if isinstance(value, list):
                 waiting.append(iter(value))
                 break
-            flat.append(value)
+            yield value
         else:
             waiting.pop()
-    return flat
 
 
 def _check_type(tensor: InputTensor, datatype: str) -> None:
@@ -226,9 +233,15 @@ def _bad_shape(tensor: InputTensor, expected: str) -> RequestRefused:
     return RequestRefused(400, "bad_input", f"input {tensor.name!r}: shape {list(tensor.shape)}, expected {expected}")
 
 
-def write_outputs(outputs: Outputs, class_names: Sequence[str], request: InferRequest) -> tuple[OutputTensor, ...]:
-    """The requested tensors in their order, which `check_outputs` has found to exist."""
-    wanted = request.outputs or [RequestedOutput(name=name, binary=request.binary_outputs) for name in OUTPUT_NAMES]
+def outputs_to_write(request: InferRequest) -> tuple[RequestedOutput, ...]:
+    """What it asks for, or all."""
+    return request.outputs or _ALL_OUTPUTS[request.binary_outputs]
+
+
+def write_outputs(
+    outputs: Outputs, class_names: Sequence[str], wanted: Sequence[RequestedOutput]
+) -> tuple[OutputTensor, ...]:
+    """The wanted tensors in their order, which `check_outputs` has found to exist."""
     return tuple(_output(outputs, class_names, one) for one in wanted)
 
 
