@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import re
 import threading
@@ -205,8 +206,9 @@ def test_what_one_has_answered_the_other_need_not(house: House) -> None:
     second = house.served[1]
     anna, bert = house.make("anna"), house.make("bert")
     found = []
-    for image in (coloured("green", number) for number in range(311, 316)):
-        answer = answered_and_written(house, image, anna)
+    images = (coloured("green", number) for number in itertools.count(311))
+    for _ in range(5):
+        image, answer = answered_and_written(house, images, anna)
         hits, runs = house.lookups(second, "redis", "hit"), house.runs(second)
         assert ask(second.port, f"{PATH}?top_k=3", image, anna)[1]["predictions"] == answer["predictions"]
         # On a busy machine Redis may be late, and then the model runs.
@@ -221,18 +223,21 @@ def test_what_one_has_answered_the_other_need_not(house: House) -> None:
     assert house.lookups(second, "redis", "wrong") == 0
 
 
-def answered_and_written(house: House, image: bytes, header: dict[str, str]) -> dict[str, Any]:
-    """The first process's answer, once it is in Redis."""
+def answered_and_written(house: House, images: Iterator[bytes], header: dict[str, str]) -> tuple[bytes, dict[str, Any]]:
+    """The first of some images whose answer by the first process came into Redis, which may be late for others."""
     first = house.served[0]
-    written = house.written(first)
-    answer = ask(first.port, f"{PATH}?top_k=3", image, header)[1]
-    wait_until(lambda: house.written(first) == written + 1)
-    return answer
+    for image in itertools.islice(images, 10):
+        written = house.written(first)
+        answer = ask(first.port, f"{PATH}?top_k=3", image, header)[1]
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda before=written: house.written(first) == before + 1, timeout_s=3)  # type: ignore[misc]
+            return image, answer
+    raise AssertionError("ten answers, and none came into Redis")
 
 
 def test_another_package_shares_nothing(house: House, tmp_path: Path) -> None:
-    header, image = house.make("carla"), coloured("blue", 312)
-    answered_and_written(house, image, header)
+    header = house.make("carla")
+    image, _ = answered_and_written(house, (coloured("blue", number) for number in itertools.count(312)), header)
     newer = write_package(tmp_path / "package", temperature=2.0)
     with serve(build_bento(newer, version=8, out=tmp_path / "bento"), newer, **house.variables) as served:
         runs = house.runs(served)
