@@ -226,10 +226,7 @@ def _share(name: str, default: float) -> float:
 
 
 def _choice(name: str, allowed: tuple[str, ...]) -> str:
-    text = os.environ.get(name) or allowed[0]
-    if text not in allowed:
-        raise UserError(f"{name}={text!r}: expected one of {', '.join(allowed)}")
-    return text
+    return service_variables.Choice(name=name, allowed=allowed).read(os.environ)
 
 
 def _is_loopback(host: str) -> bool:

@@ -23,10 +23,10 @@ from bentos.classifier.prediction_log import Asker
 from bentos.classifier.rest import named, options, predictions, who
 from bentos.kit.access import Caller
 from bentos.kit.access.guard import ANYBODY
-from bentos.kit.ahead import Ahead
 from bentos.kit.errors import Overloaded, RequestRefused, logged, problem_table
 from bentos.kit.front import caller_of
 from bentos.kit.uploads import Upload
+from bentos.kit.uploads_ahead import Ahead
 from pipelines.core.access import Credential
 from pipelines.core.errors import ImageError
 

@@ -10,6 +10,7 @@ from bentos.kit.access.settings import AccessSettings, TokenRules
 from pipelines.core import service_variables
 from pipelines.core.cores import num_cores
 from pipelines.core.errors import UserError
+from pipelines.core.service_variables import Choice, Number
 from pipelines.core.traces import ENDPOINT, SAMPLE, Tracing, tracing
 
 
@@ -248,10 +249,7 @@ def give_to_service(*, host: str, grpc_port: int, drain_timeout_s: int) -> None:
 
 
 def _number(name: str, default: int, *, maximum: int, minimum: int = 1) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isdecimal() or not minimum <= int(text) <= maximum:
-        raise UserError(f"{name}={text!r}: expected a number from {minimum} to {maximum}")
-    return int(text)
+    return Number(name=name, default=default, minimum=minimum, maximum=maximum).read(os.environ)
 
 
 def _share(name: str, default: float) -> float:
@@ -266,7 +264,4 @@ def _share(name: str, default: float) -> float:
 
 
 def _choice(name: str, allowed: tuple[str, ...]) -> str:
-    text = os.environ.get(name) or allowed[0]
-    if text not in allowed:
-        raise UserError(f"{name}={text!r}: expected one of {', '.join(allowed)}")
-    return text
+    return Choice(name=name, allowed=allowed).read(os.environ)

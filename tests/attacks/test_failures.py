@@ -32,7 +32,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from homes import settings_under
 from http2_frames import DATA, END_STREAM, HEADERS, Connection, frame, request_of
 from PIL import Image
-from serving_platform import SPEC, Load, ask, deploy, make_build, serving, wait_until
+from serving_platform import SPEC, Load, ask, deploy, listens, make_build, serving, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -213,14 +213,6 @@ def tar_of(images: list[bytes]) -> tuple[bytes, list[int]]:
             archive.addfile(member, io.BytesIO(image))
             end.append(archive.offset - -len(image) % 512)
     return file.getvalue(), end
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 def ended(pid: int) -> bool:

@@ -23,7 +23,7 @@ from bentos.classifier import batch
 from bentos.classifier.batch import Places, classify_batch
 from bentos.classifier.dataplane import Dataplane
 from bentos.classifier.engine import Engine
-from bentos.kit import ahead, settings
+from bentos.kit import settings, uploads_ahead
 from bentos.kit.access import Caller, Guard
 from bentos.kit.access.guard import ANYBODY
 from bentos.kit.budget import IN_FLIGHT
@@ -143,7 +143,7 @@ def statuses(lines: list[dict[str, Any]]) -> list[int]:
 def test_files_are_counted_until_their_lines_are_answered(
     process: Process, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "_PATIENCE_S", 0)
+    monkeypatch.setattr(uploads_ahead, "_PATIENCE_S", 0)
 
     async def work() -> None:
         client = Client(process, tar())
@@ -174,7 +174,7 @@ def test_who_needs_the_room_takes_it_from_a_batch_which_says_so(
     process: Process, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is worked on is answered, and the last line tells where to go on."""
-    monkeypatch.setattr(ahead, "_PATIENCE_S", 0)
+    monkeypatch.setattr(uploads_ahead, "_PATIENCE_S", 0)
 
     async def work() -> None:
         client = Client(process, tar())
@@ -209,7 +209,7 @@ def test_a_client_that_goes_takes_with_it_all_that_it_held(
     process: Process, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether its body has come to its end or not, while its answers are being made."""
-    monkeypatch.setattr(ahead, "_PATIENCE_S", 0)
+    monkeypatch.setattr(uploads_ahead, "_PATIENCE_S", 0)
 
     async def work() -> None:
         for stays in (True, False):

@@ -20,7 +20,7 @@ import http2_frames
 import psycopg
 import pytest
 from example_packages import coloured
-from serving_platform import deploy, make_build
+from serving_platform import deploy, listens, make_build
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -61,14 +61,6 @@ def ended(home_settings: Settings) -> Iterator[Settings]:
     yield home_settings
     platform.down(home_settings)
     assert not list(marked(PLATFORM_MARK, str(home_settings.home)))
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 def grpc_message(image: bytes) -> bytes:
