@@ -45,10 +45,6 @@ def _train(options: argparse.Namespace, world: distribution.World) -> TrainingRe
     named_files.check_for_training(recipe)
     if world.leads:
         _check_writable(options.out)
-    # Before images are decoded for an hour: is there the device, do the starting weights fit? The classes come later.
-    devices.choose_device(recipe.training.device, world.local_rank)
-    if recipe.training.mode != "head":
-        networks.build(recipe.model, 2)
     return train(
         _data(options, recipe, world),
         recipe,
@@ -79,6 +75,9 @@ def _data(options: argparse.Namespace, recipe: Recipe, world: distribution.World
             f"training.mode = 'head': {options.data} holds no stored embeddings; take the folder that step `prepare` "
             "wrote for a recipe with this mode"
         )
+    # Before images are decoded for an hour: is there the device, do the starting weights fit? The classes come later.
+    devices.choose_device(recipe.training.device, world.local_rank)
+    networks.build(recipe.model, 2)
     first = 0 if world.leads else 1 if world.local_rank == 0 else 2
     for _ in range(first):
         world.wait()
