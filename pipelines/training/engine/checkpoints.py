@@ -31,9 +31,12 @@ FORMAT = 2
 """Raised by whoever changes what a checkpoint holds: older ones are then not taken up."""
 _KEPT = 2
 _DIGITS = 16
-_SHARE_OF_TIME = 0.01
-_FIRST_SAVE_S = 0.1
-"""Assumed until one was timed: the first comes after 10 s at the earliest."""
+_SHARE_OF_TIME = 0.006
+_END_SHARE_OF_TIME = 0.009
+"""With the last one, which is worth more; MLflow and observers have the rest of the hundredth that is promised."""
+_SMALLEST_SAVE_S = 0.05
+_BYTES_PER_S = 300e6
+"""What one takes is reckoned by these until one was timed."""
 _LONGEST_WAIT = 10
 """Intervals: what a kill may cost matters more than a hundredth of the time."""
 _EPOCH_INTERVAL_S = 1.0
@@ -46,31 +49,36 @@ class Checkpoints:
 
     def __init__(self, folder: Path, fingerprint: str, interval_s: float) -> None:
         """`fingerprint` says which training it is: what another has left is neither taken up nor touched. With an
-        interval of 0 s every step is saved; otherwise saving takes at most a hundredth of the time, unless that were
+        interval of 0 s every step is saved; otherwise saving takes less than a hundredth of the time, unless that were
         less than one checkpoint in ten intervals.
         """
         self._folder = folder / fingerprint[:_DIGITS]
         self.interval_s = interval_s
-        self._saved_at = time.monotonic()
-        self._save_s = _FIRST_SAVE_S
+        self._began = self._saved_at = time.monotonic()
+        self._spent_s = 0.0
+        self._save_s = _SMALLEST_SAVE_S
         self._has_warned = False
         self._kept: list[tuple[str, str]] = []
         """File names of checkpoints, newest last, and of the best weights that each names."""
 
-    def start(self) -> None:
-        """The first step is about to be taken: what went before was no training that could be lost."""
-        self._saved_at = time.monotonic()
+    def start(self, num_bytes: int) -> None:
+        """The first step is about to be taken, and a checkpoint will have about so many bytes."""
+        self._began = self._saved_at = time.monotonic()  # what went before was no training that could be lost
+        self._save_s = max(_SMALLEST_SAVE_S, num_bytes / _BYTES_PER_S)
 
     def is_due(self, *, epoch_over: bool = False, training_over: bool = False) -> bool:
         """Whether saving pays now: within an epoch after the interval, at its end sooner."""
-        waited_s = time.monotonic() - self._saved_at
         if not self.interval_s:
             return True
-        if training_over:
-            return waited_s >= _END_INTERVAL_S
+        now = time.monotonic()
+        waited_s = now - self._saved_at
+        if waited_s >= self.interval_s * _LONGEST_WAIT:
+            return True
         interval_s = min(_EPOCH_INTERVAL_S, self.interval_s) if epoch_over else self.interval_s
-        affordable_s = min(self._save_s / _SHARE_OF_TIME, self.interval_s * _LONGEST_WAIT)
-        return waited_s >= max(interval_s, affordable_s)
+        share = _SHARE_OF_TIME
+        if training_over:
+            interval_s, share = _END_INTERVAL_S, _END_SHARE_OF_TIME
+        return waited_s >= interval_s and self._spent_s + self._save_s <= share * (now - self._began)
 
     def save(self, step: int, state: State, best_epoch: int, best: Weights) -> None:
         """Write a checkpoint after `step` steps, and the best weights where they are new (epoch 0: there are none).
@@ -88,6 +96,7 @@ class Checkpoints:
             self._has_warned = True
         self._saved_at = time.monotonic()
         self._save_s = self._saved_at - began
+        self._spent_s += self._save_s
 
     def _save(self, step: int, state: State, best_epoch: int, best: Weights) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

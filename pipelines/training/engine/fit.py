@@ -39,6 +39,8 @@ from pipelines.training.optimization.averaging import Average
 
 _STEPS_BETWEEN_SAVES = 10
 """Where processes have to talk for it."""
+_STATES_SAVED = 3
+"""As large as the network's own, which is one: the optimizer's, and the averaged or the best weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Fit:
         with closing(self._loader()) as loader:
             course = self._start(loader, saved, best)
             watching = [EarlyStopping(self.recipe.training.patience if self.val else 0), *self.observers]
-            self.checkpoints.start()
+            self.checkpoints.start(_STATES_SAVED * course.num_bytes)
             began = time.perf_counter()
             for observer in watching:
                 observer.on_start(course.history, self.recipe.training.epochs)

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,22 +37,23 @@ from pipelines.training.engine.checkpoints import Checkpoints
 from pipelines.training.observers import History, HistoryFile, MetricSender, Observer, Progress
 
 BAR = 0.01
+OBSERVERS, CHECKPOINTS, SENDING, END = "observers", "checkpoints", "sending metrics", "the end in MLflow"
 
 
 class Stopwatch:
-    """Seconds for which the training waited."""
+    """Seconds for which the training waited, by what it waited for."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds: Counter[str] = Counter()
         self.checkpoints = 0
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, what: str) -> Iterator[None]:
         began = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - began
+            self.seconds[what] += time.perf_counter() - began
 
 
 class Timed(Observer):
@@ -61,25 +63,30 @@ class Timed(Observer):
         self._observers, self._stopwatch = observers, stopwatch
 
     def on_start(self, history: History, num_epochs: int) -> None:
-        with self._stopwatch.running():
+        with self._stopwatch.running(OBSERVERS):
             for one in self._observers:
                 one.on_start(history, num_epochs)
 
     def on_step_end(self, step: int, num_steps: int) -> None:
-        with self._stopwatch.running():
+        with self._stopwatch.running(OBSERVERS):
             for one in self._observers:
                 one.on_step_end(step, num_steps)
 
     def on_epoch_end(self, history: History) -> None:
-        with self._stopwatch.running():
+        with self._stopwatch.running(OBSERVERS):
             for one in self._observers:
                 one.on_epoch_end(history)
+
+    def on_finish(self, history: History) -> None:
+        with self._stopwatch.running(OBSERVERS):
+            for one in self._observers:
+                one.on_finish(history)
 
 
 def timed_checkpoints(stopwatch: Stopwatch) -> type[Checkpoints]:
     class TimedCheckpoints(Checkpoints):
         def save(self, *arguments: Any) -> None:
-            with stopwatch.running():
+            with stopwatch.running(CHECKPOINTS):
                 super().save(*arguments)
             stopwatch.checkpoints += 1
 
@@ -102,8 +109,8 @@ class Turns:
     work: Path
     settings: Any
     number: int = 0
-    waited: list[float] = field(default_factory=list)
-    """Of each tracked training: the share of its seconds."""
+    waited: list[dict[str, float]] = field(default_factory=list)
+    """Of each tracked training: the shares of its seconds."""
     checkpoints: list[int] = field(default_factory=list)
     """Of each: how many were written."""
 
@@ -126,10 +133,10 @@ class Turns:
             contextlib.redirect_stderr(io.StringIO()),
         ):
             rate = self._train(observers)
-        sending_s = _cpu_s_of("tracking")
-        with stopwatch.running():
+        stopwatch.seconds[SENDING] = _cpu_s_of("tracking")
+        with stopwatch.running(END):
             tracker.finish("FINISHED")
-        self.waited.append((stopwatch.seconds + sending_s) * rate / self._num_images)
+        self.waited.append({what: seconds * rate / self._num_images for what, seconds in stopwatch.seconds.items()})
         self.checkpoints.append(stopwatch.checkpoints)
         return rate
 
@@ -176,7 +183,7 @@ def run(options: argparse.Namespace) -> Report:
             turns.checkpoints.clear()
             contenders = {"tracked": turns.tracked, "bare": turns.bare}
             rounds = interleave(contenders, _products, rounds=options.rounds, strict=options.strict)
-    return _report(recipe, len(split), rounds, bootstrap(turns.waited), turns.checkpoints)
+    return _report(recipe, len(split), rounds, turns)
 
 
 @contextlib.contextmanager
@@ -207,7 +214,10 @@ def _products() -> float:
     return 60 / (time.perf_counter() - began)
 
 
-def _report(recipe: Recipe, num_images: int, rounds: Rounds, share: Interval, checkpoints: Sequence[int]) -> Report:
+def _report(recipe: Recipe, num_images: int, rounds: Rounds, turns: Turns) -> Report:
+    checkpoints = turns.checkpoints
+    share = bootstrap([sum(shares.values()) for shares in turns.waited])
+    parts = {what: statistics.mean(shares[what] for shares in turns.waited) for what in turns.waited[0]}
     ratio = rounds.ratio("bare", "tracked")
     rows = [[name, rounds.rate(name).text(digits=1)] for name in rounds.rates]
     training = recipe.training
@@ -220,6 +230,7 @@ def _report(recipe: Recipe, num_images: int, rounds: Rounds, share: Interval, ch
         figures={
             **rounds.as_json(),
             "share": share.as_json(),
+            "parts": parts,
             "checkpoints": list(checkpoints),
             "bare / tracked": ratio.as_json(),
             "recipe": to_dict(recipe),
@@ -231,7 +242,8 @@ def _report(recipe: Recipe, num_images: int, rounds: Rounds, share: Interval, ch
         ],
         notes=[
             f"waiting and sending took {percent.text('%', 3)} of the training, "
-            f"{statistics.mean(checkpoints):.1f} checkpoints included",
+            f"{statistics.mean(checkpoints):.1f} checkpoints included: "
+            + ", ".join(f"{what} {100 * part:.3f}%" for what, part in parts.items()),
             f"images/s without to with: {ratio.text(digits=3)}; {len(rounds.dropped)} disturbed rounds dropped",
         ],
     )
