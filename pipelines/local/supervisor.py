@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -20,14 +19,13 @@ from types import FrameType
 
 from pipelines import settings as settings_module
 from pipelines.adapters import database
-from pipelines.adapters.gateway import Gateway, envoy_argv, write_initial
+from pipelines.adapters.gateway import Gateway, write_initial
 from pipelines.core.errors import DarkroomError, PlatformError, UserError
-from pipelines.core.stephost import SOCKET_NAME, short_path
 from pipelines.local import (
     access,
     airflow,
     certificates,
-    draining,
+    gateway,
     mlflow,
     postgres,
     resources,
@@ -35,6 +33,7 @@ from pipelines.local import (
     secrets,
     similar,
     state,
+    steps,
 )
 from pipelines.local.anchoring import Anchoring
 from pipelines.local.deployments import Reconciler
@@ -42,18 +41,18 @@ from pipelines.local.identity import credentials, identity
 from pipelines.local.keeper import GIVE_UP
 from pipelines.local.ports import Reservations, assign
 from pipelines.local.predictions import Collecting
-from pipelines.local.process import ManagedProcess, environment, rotate
+from pipelines.local.process import ManagedProcess, rotate
 from pipelines.local.redis import RedisWatch
 from pipelines.local.redis import check as check_redis
-from pipelines.local.services import Service, get
+from pipelines.local.services import Service
 from pipelines.local.serving.fleet import CLOSE_S
 from pipelines.local.state import Phase, PlatformState
 from pipelines.local.sweep import sweep
 from pipelines.local.watch import Watched, stop_all
 from pipelines.settings import Settings
 
-_GATEWAY, _POSTGRES = "envoy", "postgres"
-OPTIONAL = ("airflow", "mlflow", "step-host", similar.NAME)
+_POSTGRES = "postgres"
+OPTIONAL = ("airflow", "mlflow", steps.NAME, similar.NAME)
 """What `--without` may name."""
 _SERVING_S = 20.0
 """How long a start waits for what is deployed; a bento that does not come up keeps nothing else from it."""
@@ -183,11 +182,11 @@ class Supervisor:
 
     def _services(self) -> list[Service]:
         settings = self._settings
-        found = [_gateway(settings)]
+        found = [gateway.service(settings)]
         if similar.NAME not in self._without:
             found.append(self._similar())
-        if "step-host" not in self._without:
-            found.append(_step_host(settings))
+        if steps.NAME not in self._without:
+            found.append(steps.service(settings))
         if "mlflow" not in self._without:
             found.append(mlflow.service(settings))
         if "airflow" not in self._without:
@@ -251,7 +250,7 @@ class Supervisor:
         """What serves drains while the rest ends; what both left is anchored; PostgreSQL, which all use, comes last."""
         self._stop.set()
         last = self._named(_POSTGRES)
-        serving = self._named(_GATEWAY) + self._named(similar.NAME)
+        serving = self._named(gateway.NAME) + self._named(similar.NAME)
         rest = [one for one in self._watched if one not in (*last, *serving)]
         began = time.monotonic()
         for watched in rest:
@@ -266,9 +265,9 @@ class Supervisor:
 
     def _end_serving(self) -> None:
         """The gateway takes nothing new, processes answer what it had, and it goes when the answers have gone."""
-        gateway, search = self._named(_GATEWAY), self._named(similar.NAME)
+        envoy, search = self._named(gateway.NAME), self._named(similar.NAME)
         admin = Gateway(self._settings)
-        answers = any(one.process.alive() for one in gateway) and draining.hand_on(admin, self._drain_s())
+        answers = any(one.process.alive() for one in envoy) and gateway.hand_on(admin, self._drain_s())
         self._drained.set()
         began = time.monotonic()
         for watched in search:
@@ -278,8 +277,8 @@ class Supervisor:
             self._thread.join(self._drain_s() + 2 * CLOSE_S)
         stop_all(search, began)
         if answers:
-            draining.send(admin)
-        stop_all(gateway, time.monotonic())
+            gateway.send(admin)
+        stop_all(envoy, time.monotonic())
 
     def _named(self, name: str) -> list[Watched]:
         return [one for one in self._watched if one.process.name == name]
@@ -312,7 +311,7 @@ class Supervisor:
             error=error,
             exit_code=exit_code,
             # The gateway's part of it, the processes' own, and what they and the gateway need to close.
-            stop_s=2 * self._drain_s() + 2 * CLOSE_S + draining.SEND_S + _REST_S,
+            stop_s=2 * self._drain_s() + 2 * CLOSE_S + gateway.SEND_S + _REST_S,
         )
         if now != self._written:
             state.write(self._settings, now)
@@ -321,38 +320,6 @@ class Supervisor:
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds):
             raise Stopped
-
-
-def _gateway(settings: Settings) -> Service:
-    process = ManagedProcess(
-        _GATEWAY,
-        envoy_argv(settings),
-        environment(settings),
-        settings.home / "logs" / "envoy.log",
-        port=settings.gateway_port,
-    )
-    admin = settings.port("envoy_admin")
-    return Service(process=process, ready=lambda: get(admin, "/ready")[0] == 200, stop_s=5)
-
-
-def _step_host(settings: Settings) -> Service:
-    folder = state.folder(settings)
-    process = ManagedProcess(
-        "step-host",
-        [sys.executable, "-m", "pipelines.local.stephost", str(folder)],
-        environment(settings),
-        settings.home / "logs" / "step-host.log",
-    )
-
-    def ready() -> bool:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, short_path(folder, SOCKET_NAME) as path:
-            try:
-                connection.connect(path)
-            except OSError:
-                return False
-        return True
-
-    return Service(process=process, ready=ready, stop_s=3)
 
 
 def _say(text: str) -> None:
