@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import threading
+import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,9 +16,11 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
+from random import Random
 
 import grpc
 import pytest
+from http2_frames import DATA, END_STREAM, GRPC, Connection, frame, request_of
 from serving_platform import ask, wait_until
 
 from bentos.classifier.oip import inference_pb2 as messages
@@ -311,6 +316,64 @@ def test_a_call_goes_to_the_model_and_version_that_it_names(gateway: Gateway, ho
         with pytest.raises(grpc.RpcError) as caught:
             call(port, "/some.Other/Method", b"")
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def compressed(message: bytes, encoding: str, level: int = 6, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    packer = zlib.compressobj(level, zlib.DEFLATED, 31 if encoding == "gzip" else 15, 9, strategy)
+    return packer.compress(message) + packer.flush()
+
+
+def call_raw(port: int, encoding: str, packed: bytes) -> str:
+    """The answer to a message that is said to be compressed; empty where there is none."""
+    with Connection(port) as connection:
+        connection.open(1, request_of(INFER, **GRPC, **{"grpc-encoding": encoding}))
+        connection.send(frame(DATA, END_STREAM, 1, b"\1" + struct.pack("!I", len(packed)) + packed))
+        while not connection.num_over:
+            connection.read()
+            assert not connection.ended
+    return connection.body[5:].decode()
+
+
+def test_a_compressed_call_goes_to_the_model_that_it_names(gateway: Gateway, home_settings: Settings) -> None:
+    """The gateway expands as much of the message as has the name in it, however it was compressed."""
+    port, random = home_settings.gateway_port, Random(0)
+    with called("digits-v1") as first, called("clothing-v1") as other:
+        clusters = {"digits-v1": (first,), "clothing-v1": (other,)}
+        routes = {name[:-3]: (Backend(cluster=name, version="1", weight=1),) for name in clusters}
+        gateway.apply(View(clusters=clusters))
+        for name, (process,) in clusters.items():
+            expected = {process.port, process.grpc_port}
+            wait_until(lambda name=name, expected=expected: gateway.healthy_ports(name) == expected)  # type: ignore[misc]
+        gateway.apply(View(clusters=clusters, routes=routes))
+
+        for by in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            message = asked("clothing", "1", random.randbytes(1_000_000) + bytes(1_000_000))
+            assert call(port, INFER, message, compression=by) == f"clothing-v1 {len(message)}"
+        ways = [(level, zlib.Z_DEFAULT_STRATEGY) for level in (0, 1, 6, 9)]
+        ways += [(6, strategy) for strategy in (zlib.Z_FIXED, zlib.Z_RLE, zlib.Z_HUFFMAN_ONLY)]
+        payloads = (b"", random.randbytes(2000), b"clothing" * 100, bytes(200) + random.randbytes(500), bytes(9000))
+        for encoding in ("gzip", "deflate"):
+            for level, strategy in ways:
+                for payload in payloads:
+                    for version in ("", "1", "7" * 255):
+                        message = asked("clothing", version, payload)
+                        packed = compressed(message, encoding, level, strategy)
+                        assert call_raw(port, encoding, packed) == f"clothing-v1 {len(message)}", (encoding, level)
+
+        packed = compressed(asked("clothing", "1", b"x" * 1000 + random.randbytes(1000)), "deflate")
+        began = time.monotonic()
+        for number in range(300):
+            damaged = bytearray(packed[: random.randrange(len(packed))] if number % 2 else packed)
+            for _ in range(4 if damaged else 0):
+                damaged[random.randrange(min(200, len(damaged)))] = random.randrange(256)
+            call_raw(port, "deflate", bytes(damaged))  # whatever it says, it is answered
+        for text in (b"", b"\x78", b"\x78\x9c" + b"\0\0\0\xff\xff" * 3000, b"\x78\x9c" + b"\xff" * 2000):
+            call_raw(port, "deflate", text)
+            call_raw(port, "gzip", b"\x1f\x8b\x08\0" + bytes(6) + text[2:])
+        assert time.monotonic() - began < 30
+        for encoding in ("identity", "br", ""):
+            call_raw(port, encoding, packed)
+        assert call(port, INFER, asked("clothing")).startswith("clothing-v1")
 
 
 def test_who_watches_takes_no_place_of_who_classifies(

@@ -6,11 +6,8 @@ import base64
 import io
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -24,7 +21,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-import serving_platform
 from example_packages import coloured
 from front_door import PATH, Door, front_door
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,19 +28,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from homes import settings_under
 from http2_frames import DATA, END_STREAM, HEADERS, Connection, frame, request_of
 from PIL import Image
-from serving_platform import SPEC, Load, ask, deploy, listens, make_build, serving, wait_until
+from serving_platform import listens, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from bentos.classifier.oip import inference_pb2 as messages
-from pipelines.adapters import database
-from pipelines.core.access import new_key
 from pipelines.core.limits import MAX_BODY_BYTES
 from pipelines.core.model_package import ModelPackage
-from pipelines.core.processes import marked
-from pipelines.local import postgres
-from pipelines.local.process import PLATFORM_MARK, ManagedProcess
-from pipelines.settings import Settings
 
 
 def large(seed: int) -> bytes:
@@ -256,104 +246,3 @@ def test_more_than_there_is_time_for_is_refused_at_once(bento: Path, package: Mo
     with new_door(bento, package, tmp_path, DARKROOM_MAX_WAITING="2") as door, ThreadPoolExecutor(12) as clients:
         found = Counter(clients.map(attack, images))
     assert set(found) == {(200, False), (503, True)}
-
-
-# --- kills, and what is away ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def database_server(house: Settings) -> Iterator[ManagedProcess]:
-    server = postgres.start(house)
-    yield server
-    postgres.stop(server)
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A home where nothing serves yet."""
-    settings = replace(settings_under(tmp_path / "home"), default_model="colours")
-    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
-    monkeypatch.setenv("DARKROOM_GATEWAY_PORT", str(settings.gateway_port))
-    monkeypatch.setenv("DARKROOM_DEFAULT_MODEL", "colours")
-    return settings
-
-
-def new_predictor(house: Settings, name: str) -> dict[str, str]:
-    """The header of a new key in the database."""
-    key = new_key()
-    grant = database.Grant(name=name, role="predictor")
-    database.create_key(house.database_url("darkroom"), key, grant, actor="test")
-    return {"Authorization": f"Bearer {key}"}
-
-
-@pytest.mark.heavy
-def test_predictions_go_on_without_database_and_object_store(
-    house: Settings, database_server: ManagedProcess, tmp_path: Path
-) -> None:
-    """Even a process that dies meanwhile is back: its bento lies unpacked on this machine. MLflow was never asked."""
-    build = make_build(house, tmp_path, model="colours", version=1)
-    with serving(house) as reconciler:
-        assert deploy(house, build).state == "live"
-        asked, unasked = new_predictor(house, "asked"), new_predictor(house, "unasked")
-        assert ask(house.gateway_port, PATH, coloured("blue"), asked)[0] == 200
-        postgres.stop(database_server)
-        shutil.rmtree(house.store_uri)
-        # Whom the database vouched for is let in for a while yet; of others nobody can say anything.
-        assert ask(house.gateway_port, PATH, coloured("blue"), asked)[0] == 200
-        status, problem = ask(house.gateway_port, PATH, coloured("blue"), unasked)
-        assert (status, problem["reason"]) == (503, "keys_unavailable")
-        made_up = {"Authorization": f"Bearer {new_key()}"}
-        assert ask(house.gateway_port, PATH, coloured("blue"), made_up)[0] == 503
-        assert ask(house.gateway_port, PATH, coloured("blue"), {"Authorization": "Bearer junk"})[0] == 401
-        with Load(house.gateway_port, PATH).running() as load:
-            wait_until(lambda: load.num_answers > 50)
-        assert load.failures == []
-        (process,) = reconciler.processes()
-        os.kill(process.pid or 0, signal.SIGKILL)
-        began = time.monotonic()
-        wait_until(lambda: any(one.restarts == 1 and one.state == "ready" for one in reconciler.processes()))
-        wait_until(lambda: ask(house.gateway_port, PATH, coloured("red"))[0] == 200)
-        assert time.monotonic() - began < 10
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("side", [8, 500, 1000], ids=["small", "collected", "streamed"])
-@pytest.mark.usefixtures("database_server")
-def test_a_kill_under_load_loses_at_most_what_was_in_flight(house: Settings, tmp_path: Path, side: int) -> None:
-    """Bodies that Envoy collects are sent again to another process; of those that stream a client loses one.
-
-    An answer is written in one piece: none has its head out and not its body, so that it could not be asked for again.
-    """
-    build, clients = make_build(house, tmp_path, model="colours", version=1), 4
-    with serving(house) as reconciler:
-        assert deploy(house, build, replace(SPEC, workers=2)).state == "live"
-        victim = next(one for one in reconciler.processes() if one.state == "ready")
-        with Load(house.gateway_port, PATH, side=side).running(threads=clients) as load:
-            wait_until(lambda: load.num_answers > 50)
-            os.kill(victim.pid or 0, signal.SIGKILL)
-            wait_until(lambda: all(one.state == "ready" for one in reconciler.processes()))
-    assert len(load.failures) <= (clients if side == 1000 else 0), load.failures
-
-
-@pytest.mark.heavy
-@pytest.mark.usefixtures("database_server")
-def test_a_supervisor_that_is_killed_leaves_no_process(house: Settings, tmp_path: Path) -> None:
-    build = make_build(house, tmp_path, model="colours", version=1)
-    with serving(house):
-        assert deploy(house, build).state == "live"
-
-    def serving_processes() -> list[int]:
-        return [pid for pid in marked(PLATFORM_MARK, str(house.home)) if b"bentos.kit.worker" in _command(pid)]
-
-    with subprocess.Popen([sys.executable, serving_platform.__file__], start_new_session=True) as supervisor:
-        wait_until(serving_processes)
-        supervisor.kill()
-        supervisor.wait()
-        wait_until(lambda: not serving_processes(), 5)
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""

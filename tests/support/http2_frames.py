@@ -53,11 +53,16 @@ class Connection:
     ended: bool = False
     first_headers: bytes = b""
     """The block of the first answer."""
+    body: bytes = b""
+    """Of all answers."""
+    num_over: int = 0
+    """Answers that are whole, or given up."""
     _initial: int = 65_535
     _buffer: bytes = b""
 
     def __enter__(self) -> Connection:
         self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(_PREFACE + frame(SETTINGS, 0, 0))
         self.window[0] = 65_535
         while not self.seen[SETTINGS]:
@@ -114,6 +119,10 @@ class Connection:
         self.seen[kind] += 1
         if kind == HEADERS and not self.first_headers:
             self.first_headers = payload
+        if kind == DATA:
+            self.body += payload
+        if kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
+            self.num_over += 1
         if kind == WINDOW_UPDATE:
             self.window[stream] = self.window.get(stream, self._initial) + int.from_bytes(payload, "big")
         elif kind == SETTINGS and not flags & ACK:

@@ -17,7 +17,9 @@ from pipelines.adapters.gateway.config.tracing import tracer
 from pipelines.core.limits import BODY_TIMEOUT_S
 from pipelines.core.traces import Tracing
 
-MODEL_OF_CALL = (Path(__file__).parent / "model_of_call.lua").read_text("utf-8")
+MODEL_OF_CALL = "".join(
+    (Path(__file__).parent / name).read_text("utf-8") for name in ("inflate.lua", "model_of_call.lua")
+)
 """A call by gRPC names its model in the message, and Envoy routes by headers: this makes the headers."""
 
 SMALL_BODY_BYTES = 2_000_000

@@ -1,11 +1,12 @@
 -- The model and version that a call of the Open Inference Protocol names, as headers by which it is routed.
 --
 -- ModelInfer, ModelReady and ModelMetadata all begin with the name in field 1 and the version in field 2. Before the
--- message stand 5 bytes: whether it is compressed, and its length. A compressed one goes to the default model.
+-- message stand 5 bytes: whether it is compressed, and its length. inflate.lua comes before this.
 
 local SERVICE = "/inference.GRPCInferenceService/"
 local METHODS = { ModelInfer = true, ModelReady = true, ModelMetadata = true }
 local FRAME, LONGEST_NAME = 5, 255
+local BEGINNING, COMPRESSED_BEGINNING = 2 * (LONGEST_NAME + 3), 2048 -- bytes
 
 -- A number of 7 bits a byte, and the place behind it; nil where it does not end.
 local function number_at(text, place)
@@ -39,6 +40,13 @@ local function named(text)
   return found
 end
 
+-- The message's first bytes.
+local function beginning(body, encoding)
+  local size, is_compressed = body:length() - FRAME, body:getBytes(0, 1) == "\1"
+  local text = body:getBytes(FRAME, math.min(size, is_compressed and COMPRESSED_BEGINNING or BEGINNING))
+  return is_compressed and beginning_of(text, encoding, BEGINNING) or text
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
   local path = headers:get(":path")
@@ -48,10 +56,10 @@ function envoy_on_request(handle)
   headers:remove("x-darkroom-model")
   headers:remove("x-darkroom-version")
   if METHODS[path:sub(#SERVICE + 1)] then
+    local encoding = headers:get("grpc-encoding")
     local body = handle:body()
-    local size = body and body:length() or 0
-    if size > FRAME and body:getBytes(0, 1) == "\0" then
-      local found = named(body:getBytes(FRAME, math.min(size - FRAME, 2 * (LONGEST_NAME + 3))))
+    if body and body:length() > FRAME then
+      local found = named(beginning(body, encoding))
       headers = handle:headers() -- the other one ended when the body was waited for
       for key, value in pairs(found) do
         if value:match("^[%w._-]+$") then

@@ -122,8 +122,8 @@ def _batch_routes(
         too_long = f"the body is larger than {max_bytes} bytes; send several requests"
         found.append(_problem(_longer({"path": path}, max_bytes), 413, too_long))
         route = _to(backends, {"path": path})
-        # What has been sent on cannot be sent again, and lines may come for minutes.
-        del route["route"]["retry_policy"]
+        # What a process has begun to read is not sent again, and lines may come for minutes.
+        route["route"]["retry_policy"]["retry_on"] = "connect-failure,refused-stream"
         route["route"]["timeout"] = "0s"
         found.append(route)
     return found
