@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=CHECKPOINT_INTERVAL_S,
         metavar="S",
-        help="seconds between checkpoints, ten times that at most where they take over 1%% of the time; 0: every step",
+        help="seconds between checkpoints; up to ten times that where they would take 1%% of the time; 0: every step",
     )
     return parser
 
