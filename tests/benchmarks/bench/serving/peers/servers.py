@@ -15,37 +15,42 @@ from bench.serving.stage import Stage
 from pipelines.core.model_package import ModelPackage
 from pipelines.local.ports import free_port
 
+Argv = Callable[[Path, int, Path, int], list[str]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
     """One mode of one server."""
 
     environment: str
-    argv: Callable[[Path, int, Path], list[str]]
-    """From its interpreter, port, and a folder for its files."""
+    argv: Argv
+    """From its interpreter, port, a folder for its files, and how many batches it may compute at once."""
     path: str
     encoding: str
     ready: str
 
 
-def _bentoml(service: str) -> Callable[[Path, int, Path], list[str]]:
-    def argv(interpreter: Path, port: int, _: Path) -> list[str]:
+def _bentoml(service: str) -> Argv:
+    def argv(interpreter: Path, port: int, _: Path, __: int) -> list[str]:
         name = f"bench.serving.peers.bentoml_service:{service}"
         return [str(interpreter), "-m", "bentoml", "serve", name, "--host", "127.0.0.1", "--port", str(port)]
 
     return argv
 
 
-def _litserve(mode: str) -> Callable[[Path, int, Path], list[str]]:
-    return lambda interpreter, port, _: [
+def _litserve(mode: str) -> Argv:
+    return lambda interpreter, port, _, __: [
         *(str(interpreter), "-m", "bench.serving.peers.litserve_server", str(port), mode)
     ]
 
 
-def _mlserver(settings: Mapping[str, object]) -> Callable[[Path, int, Path], list[str]]:
-    def argv(interpreter: Path, port: int, folder: Path) -> list[str]:
+def _mlserver(settings: Mapping[str, object], *, alone: bool) -> Argv:
+    """`alone`: one process is server and worker, where it may compute one batch at once."""
+
+    def argv(interpreter: Path, port: int, folder: Path, concurrency: int) -> list[str]:
         ports = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
-        (folder / "settings.json").write_text(json.dumps({"host": "127.0.0.1", **ports, **settings}))
+        workers = {"parallel_workers": 0 if alone and concurrency == 1 else concurrency}
+        (folder / "settings.json").write_text(json.dumps({"host": "127.0.0.1", **ports, **workers, **settings}))
         model = {"name": "classifier", "implementation": "bench.serving.peers.mlserver_runtime.Classifier"}
         (folder / "model-settings.json").write_text(json.dumps(model))
         return [str(interpreter.with_name("mlserver")), "start", str(folder)]
@@ -67,9 +72,9 @@ PEERS = {
     "BentoML, fast": Peer(argv=_bentoml("Fast"), **_BENTOML),
     "LitServe": Peer(argv=_litserve("default"), **_LITSERVE),
     "LitServe, fast": Peer(argv=_litserve("fast"), **_LITSERVE),
-    "MLServer": Peer(argv=_mlserver({}), **_MLSERVER),
-    # In the server's own process instead of one beside it, and without its debug log.
-    "MLServer, fast": Peer(argv=_mlserver({"parallel_workers": 0, "debug": False}), **_MLSERVER),
+    "MLServer": Peer(argv=_mlserver({}, alone=False), **_MLSERVER),
+    # In the server's own process instead of one beside it, where one suffices, and without its debug log.
+    "MLServer, fast": Peer(argv=_mlserver({"debug": False}, alone=True), **_MLSERVER),
 }
 
 
@@ -81,7 +86,7 @@ def serve(place: Stage, package: ModelPackage, name: str) -> Iterator[Server]:
     folder.mkdir()
     command = Command(
         name=name,
-        argv=peer.argv(python(peer.environment, place.kept), port, folder),
+        argv=peer.argv(python(peer.environment, place.kept), port, folder, options.concurrency),
         env={
             **environment(),
             "BENCH_PACKAGE": str(package.folder),
