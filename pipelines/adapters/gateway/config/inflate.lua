@@ -119,7 +119,7 @@ local function expand_block(out, wanted, take, lengths, distances)
     else
       local row = symbol - 256
       local length = (LENGTHS[row] or error("no length")) + take(LENGTH_BITS[row])
-      local distance = symbol_of(distances, take)
+      local distance = symbol_of(distances, take) -- one less than it
       if distance > 3 then
         local extra = math.floor(distance / 2) - 1
         distance = (2 + distance % 2) * 2 ^ extra + take(extra)
