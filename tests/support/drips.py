@@ -85,17 +85,21 @@ def _has_answered(connection: socket.socket) -> bool:
 
 
 def seconds_until_ended(door: Door, attacks: Sequence[Callable[[Door], Drip]]) -> dict[str, float]:
-    """How long the slowest of each kind held its place."""
+    """How long the slowest of each kind held its place. Each drips at its own time, as strangers would."""
     began = time.monotonic()
     dripping = [(attack.__name__, attack(door)) for attack in attacks]
+    left = list(dripping)
     held: dict[str, float] = {}
     try:
-        while left := [(name, drip) for name, drip in dripping if is_open(drip)]:
-            held.update({name: time.monotonic() - began for name, _ in left})
-            if time.monotonic() - began > GIVE_UP_S:
-                break
-            time.sleep(DRIP_S)  # the attack's own pace
-            dripping = left
+        while left and time.monotonic() - began < GIVE_UP_S:
+            round_began, still_open = time.monotonic(), []
+            for place, (name, drip) in enumerate(left):
+                time.sleep(max(0.0, round_began + DRIP_S * place / len(left) - time.monotonic()))
+                if is_open(drip):
+                    held[name] = time.monotonic() - began
+                    still_open.append((name, drip))
+            time.sleep(max(0.0, round_began + DRIP_S - time.monotonic()))
+            left = still_open
     finally:
         for _, (connection, _piece) in dripping:
             connection.close()
