@@ -26,13 +26,15 @@ local function bits_of(text, place)
   return take, to_next_byte
 end
 
--- A canonical Huffman code of symbols from 0, by the lengths of their codes: how many are of each length, and which.
-local function code_of(lengths)
+-- A canonical Huffman code of symbols from 0, by the lengths of their codes, which stand in a table from a place on:
+-- how many are of each length, and which.
+local function code_of(lengths, start, count)
   local code, next_of, place = { counts = {}, symbols = {} }, {}, 1
   for length = 1, LONGEST_CODE do
     code.counts[length] = 0
   end
-  for _, length in ipairs(lengths) do
+  for symbol = 0, count - 1 do
+    local length = lengths[start + symbol]
     if length > 0 then
       code.counts[length] = code.counts[length] + 1
     end
@@ -40,9 +42,10 @@ local function code_of(lengths)
   for length = 1, LONGEST_CODE do
     next_of[length], place = place, place + code.counts[length]
   end
-  for symbol, length in ipairs(lengths) do
+  for symbol = 0, count - 1 do
+    local length = lengths[start + symbol]
     if length > 0 then
-      code.symbols[next_of[length]] = symbol - 1
+      code.symbols[next_of[length]] = symbol
       next_of[length] = next_of[length] + 1
     end
   end
@@ -70,7 +73,7 @@ local function fixed_codes()
   for symbol = 1, 30 do
     distances[symbol] = 5
   end
-  return code_of(lengths), code_of(distances)
+  return code_of(lengths, 1, 288), code_of(distances, 1, 30)
 end
 
 local FIXED_LENGTHS, FIXED_DISTANCES = fixed_codes()
@@ -84,7 +87,7 @@ local function own_codes(take)
   for number = 1, num_own do
     own[ORDER[number] + 1] = take(3)
   end
-  local code, all = code_of(own), {}
+  local code, all = code_of(own, 1, #ORDER), {}
   while #all < num_lengths + num_distances do
     local symbol = symbol_of(code, take)
     local value, times = symbol, 1
@@ -99,14 +102,7 @@ local function own_codes(take)
       all[#all + 1] = value
     end
   end
-  local lengths, distances = {}, {}
-  for symbol = 1, num_lengths do
-    lengths[symbol] = all[symbol]
-  end
-  for symbol = 1, num_distances do
-    distances[symbol] = all[num_lengths + symbol]
-  end
-  return code_of(lengths), code_of(distances)
+  return code_of(all, 1, num_lengths), code_of(all, num_lengths + 1, num_distances)
 end
 
 local function expand_block(out, wanted, take, lengths, distances)
