@@ -54,20 +54,21 @@ class Checkpoints:
         """
         self._folder = folder / fingerprint[:_DIGITS]
         self.interval_s = interval_s
-        self._began = self._saved_at = time.monotonic()
-        self._spent_s = 0.0
-        self._save_s = _SMALLEST_SAVE_S
         self._has_warned = False
         self._kept: list[tuple[str, str]] = []
         """File names of checkpoints, newest last, and of the best weights that each names."""
+        self.start(0)
 
     def start(self, num_bytes: int) -> None:
         """The first step is about to be taken, and a checkpoint will have about so many bytes."""
         self._began = self._saved_at = time.monotonic()  # what went before was no training that could be lost
+        self._spent_s = 0.0
         self._save_s = max(_SMALLEST_SAVE_S, num_bytes / _BYTES_PER_S)
 
     def is_due(self, *, epoch_over: bool = False, training_over: bool = False) -> bool:
-        """Whether saving pays now: within an epoch after the interval, at its end sooner."""
+        """Whether saving pays now: within an epoch after the interval, at its end sooner, where its share of the time
+        allows it.
+        """
         if not self.interval_s:
             return True
         now = time.monotonic()

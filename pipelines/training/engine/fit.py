@@ -85,7 +85,7 @@ class Fit:
         with closing(self._loader()) as loader:
             course = self._start(loader, saved, best)
             watching = [EarlyStopping(self.recipe.training.patience if self.val else 0), *self.observers]
-            self.checkpoints.start(_STATES_SAVED * course.num_bytes)
+            self.checkpoints.start(_STATES_SAVED * sum(one.nbytes for one in self.network.state_dict().values()))
             began = time.perf_counter()
             for observer in watching:
                 observer.on_start(course.history, self.recipe.training.epochs)

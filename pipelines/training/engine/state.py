@@ -36,11 +36,6 @@ class Course:
         """Of the next step, from 0, over the whole training."""
         return self.epoch * self.steps_per_epoch + self.step
 
-    @property
-    def num_bytes(self) -> int:
-        """Of the network's state."""
-        return sum(value.nbytes for value in self.stepper.network.state_dict().values())
-
     def judged(self) -> contextlib.AbstractContextManager[None]:
         """Within, the network holds the weights that are judged and kept: the averaged ones where there are."""
         average = self.stepper.average
