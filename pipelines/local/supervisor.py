@@ -33,7 +33,7 @@ from pipelines.local import (
     secrets,
     similar,
     state,
-    steps,
+    stephost_service,
 )
 from pipelines.local.anchoring import Anchoring
 from pipelines.local.deployments import Reconciler
@@ -52,7 +52,7 @@ from pipelines.local.watch import Watched, stop_all
 from pipelines.settings import Settings
 
 _POSTGRES = "postgres"
-OPTIONAL = ("airflow", "mlflow", steps.NAME, similar.NAME)
+OPTIONAL = ("airflow", "mlflow", stephost_service.NAME, similar.NAME)
 """What `--without` may name."""
 _SERVING_S = 20.0
 """How long a start waits for what is deployed; a bento that does not come up keeps nothing else from it."""
@@ -185,8 +185,8 @@ class Supervisor:
         found = [gateway.service(settings)]
         if similar.NAME not in self._without:
             found.append(self._similar())
-        if steps.NAME not in self._without:
-            found.append(steps.service(settings))
+        if stephost_service.NAME not in self._without:
+            found.append(stephost_service.service(settings))
         if "mlflow" not in self._without:
             found.append(mlflow.service(settings))
         if "airflow" not in self._without:

@@ -1,4 +1,4 @@
-"""The step host as a process of this machine."""
+"""The step host as a process of this machine; apart from `stephost.py`, which must not load modules of ours."""
 
 from __future__ import annotations
 
