@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import socket
 import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -255,6 +256,17 @@ def called(name: str) -> Iterator[Endpoint]:
         running.stop(None)
 
 
+def route_calls(
+    gateway: Gateway, clusters: Mapping[str, tuple[Endpoint]], routes: Mapping[str, tuple[Backend, ...]]
+) -> None:
+    """Add the processes, wait until both ports of each are healthy, then route."""
+    gateway.apply(View(clusters=clusters))
+    for name, (process,) in clusters.items():
+        expected = {process.port, process.grpc_port}
+        wait_until(lambda name=name, expected=expected: gateway.healthy_ports(name) == expected)  # type: ignore[misc]
+    gateway.apply(View(clusters=clusters, routes=routes))
+
+
 def call(port: int, method: str, message: bytes, **options: object) -> str:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         return bytes(channel.unary_unary(method)(message, timeout=10, **options)).decode()
@@ -281,11 +293,7 @@ def test_a_call_goes_to_the_model_and_version_that_it_names(gateway: Gateway, ho
             ),
             "clothing": (Backend(cluster="clothing-v1", version="1", weight=100),),
         }
-        gateway.apply(View(clusters=clusters))
-        for name, (process,) in clusters.items():
-            expected = {process.port, process.grpc_port}
-            wait_until(lambda name=name, expected=expected: gateway.healthy_ports(name) == expected)  # type: ignore[misc]
-        gateway.apply(View(clusters=clusters, routes=routes))
+        route_calls(gateway, clusters, routes)
 
         for payload in (b"", b"x" * 3_000_000):
             for name, version, cluster in (
@@ -340,11 +348,7 @@ def test_a_compressed_call_goes_to_the_model_that_it_names(gateway: Gateway, hom
     with called("digits-v1") as first, called("clothing-v1") as other:
         clusters = {"digits-v1": (first,), "clothing-v1": (other,)}
         routes = {name[:-3]: (Backend(cluster=name, version="1", weight=1),) for name in clusters}
-        gateway.apply(View(clusters=clusters))
-        for name, (process,) in clusters.items():
-            expected = {process.port, process.grpc_port}
-            wait_until(lambda name=name, expected=expected: gateway.healthy_ports(name) == expected)  # type: ignore[misc]
-        gateway.apply(View(clusters=clusters, routes=routes))
+        route_calls(gateway, clusters, routes)
 
         for by in (grpc.Compression.Gzip, grpc.Compression.Deflate):
             message = asked("clothing", "1", random.randbytes(1_000_000) + bytes(1_000_000))
@@ -352,13 +356,11 @@ def test_a_compressed_call_goes_to_the_model_that_it_names(gateway: Gateway, hom
         ways = [(level, zlib.Z_DEFAULT_STRATEGY) for level in (0, 1, 6, 9)]
         ways += [(6, strategy) for strategy in (zlib.Z_FIXED, zlib.Z_RLE, zlib.Z_HUFFMAN_ONLY)]
         payloads = (b"", random.randbytes(2000), b"clothing" * 100, bytes(200) + random.randbytes(500), bytes(9000))
-        for encoding in ("gzip", "deflate"):
-            for level, strategy in ways:
-                for payload in payloads:
-                    for version in ("", "1", "7" * 255):
-                        message = asked("clothing", version, payload)
-                        packed = compressed(message, encoding, level, strategy)
-                        assert call_raw(port, encoding, packed) == f"clothing-v1 {len(message)}", (encoding, level)
+        every = itertools.product(("gzip", "deflate"), ways, payloads, ("", "1", "7" * 255))
+        for encoding, (level, strategy), payload, version in every:
+            message = asked("clothing", version, payload)
+            answer = call_raw(port, encoding, compressed(message, encoding, level, strategy))
+            assert answer == f"clothing-v1 {len(message)}", (encoding, level, strategy)
 
         packed = compressed(asked("clothing", "1", b"x" * 1000 + random.randbytes(1000)), "deflate")
         began = time.monotonic()
@@ -383,9 +385,7 @@ def test_who_watches_takes_no_place_of_who_classifies(
     monkeypatch.setattr(import_module("pipelines.adapters.gateway.config.clusters"), "MAX_HEALTH_CALLS", 3)
     port, backend = home_settings.gateway_port, Backend(cluster="digits-v1", version="1", weight=100)
     with called("digits-v1") as process, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        gateway.apply(View(clusters={"digits-v1": (process,)}))
-        wait_until(lambda: gateway.healthy_ports("digits-v1") == {process.port, process.grpc_port})
-        gateway.apply(View(clusters={"digits-v1": (process,)}, routes={"digits": (backend,)}))
+        route_calls(gateway, {"digits-v1": (process,)}, {"digits": (backend,)})
         watching = [channel.unary_stream(WATCH)(b"", timeout=30) for _ in range(3)]
         assert [next(one) for one in watching] == [b"digits-v1"] * 3
         with pytest.raises(grpc.RpcError) as caught:

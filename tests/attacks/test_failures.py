@@ -28,6 +28,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from homes import settings_under
 from http2_frames import DATA, END_STREAM, HEADERS, Connection, frame, request_of
 from PIL import Image
+from request_bodies import INFER, infer_call
 from serving_platform import listens, wait_until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -63,11 +64,8 @@ def post(door: Door, path: str, body: bytes) -> str:
 
 
 def call(door: Door, image: bytes) -> str:
-    request = messages.ModelInferRequest(model_name="colours")
-    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(image)
     with grpc.insecure_channel(f"127.0.0.1:{door.port}") as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        answer = messages.ModelInferResponse.FromString(infer(request.SerializeToString(), timeout=30))
+        answer = messages.ModelInferResponse.FromString(channel.unary_unary(INFER)(infer_call(image), timeout=30))
         return f"200 {answer.model_name}"
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +14,8 @@ import grpc
 import pytest
 from front_door import PATH, Door, resident_bytes
 from hostile_images import given, made
+from request_bodies import INFER, infer_call, tar_of
 from websockets.sync.client import connect
-
-from bentos.classifier.oip import inference_pb2 as messages
 
 GROWTH_MB = 50
 ANSWERED_WITHIN_S = 1.0
@@ -53,13 +50,8 @@ def form(image: bytes) -> tuple[bytes, str]:
     return head + image + b"\r\n--edge--\r\n", "multipart/form-data; boundary=edge"
 
 
-def tar_of(image: bytes) -> tuple[bytes, str]:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        member = tarfile.TarInfo("image")
-        member.size = len(image)
-        tar.addfile(member, io.BytesIO(image))
-    return file.getvalue(), "application/x-tar"
+def tar(image: bytes) -> tuple[bytes, str]:
+    return tar_of([image]), "application/x-tar"
 
 
 def tensor(image: bytes) -> tuple[bytes, str]:
@@ -71,14 +63,11 @@ def tensor(image: bytes) -> tuple[bytes, str]:
 @contextmanager
 def by_grpc(door: Door) -> Iterator[Ask]:
     with grpc.insecure_channel(f"127.0.0.1:{door.port}") as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer = channel.unary_unary(INFER)
 
         def ask(image: bytes) -> int:
-            request = messages.ModelInferRequest(model_name="colours")
-            tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
-            tensor.contents.bytes_contents.append(image)
             try:
-                infer(request.SerializeToString(), timeout=20)
+                infer(infer_call(image), timeout=20)
             except grpc.RpcError as error:
                 return 400 if error.code() == grpc.StatusCode.INVALID_ARGUMENT else 500
             return 200
@@ -102,7 +91,7 @@ TRANSPORTS: dict[str, Callable[[Door], object]] = {
     "form": lambda door: by_http(door, PATH, form),
     "embed": lambda door: by_http(door, "/v1/models/colours/embed", raw),
     "batch-form": lambda door: by_http(door, f"{PATH}/batch", form),
-    "batch-tar": lambda door: by_http(door, f"{PATH}/batch", tar_of),
+    "batch-tar": lambda door: by_http(door, f"{PATH}/batch", tar),
     "oip-rest": lambda door: by_http(door, "/v2/models/colours/infer", tensor),
     "grpc": by_grpc,
     "stream": by_stream,

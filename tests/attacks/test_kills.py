@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +23,7 @@ import serving_platform
 from example_packages import COLOURS, coloured
 from front_door import PATH
 from homes import settings_under
+from request_bodies import INFER, infer_call, tar_of
 from serving_platform import AUTHORIZED, SPEC, Load, ask, deploy, make_build, serving, wait_until
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
@@ -119,14 +118,11 @@ Answer = Callable[[bytes], str]
 @contextmanager
 def by_grpc(port: int) -> Iterator[Answer]:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer = channel.unary_unary(INFER)
 
         def answer(image: bytes) -> str:
-            request = messages.ModelInferRequest(model_name="colours")
-            request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(image)
-            request.outputs.add(name="class_name")
             authorization = (("authorization", AUTHORIZED["Authorization"]),)
-            found = infer(request.SerializeToString(), timeout=30, metadata=authorization)
+            found = infer(infer_call(image, outputs=["class_name"]), timeout=30, metadata=authorization)
             return messages.ModelInferResponse.FromString(found).raw_output_contents[0][4:].decode()
 
         yield answer
@@ -148,12 +144,7 @@ def by_batch(port: int) -> Iterator[Answer]:
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
 
     def answer(image: bytes) -> str:
-        file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w") as archive:
-            member = tarfile.TarInfo("image.png")
-            member.size = len(image)
-            archive.addfile(member, io.BytesIO(image))
-        connection.request("POST", f"{PATH}/batch", file.getvalue(), AUTHORIZED)
+        connection.request("POST", f"{PATH}/batch", tar_of([image]), AUTHORIZED)
         text = connection.getresponse().read().decode()
         if '"predictions"' not in text:
             raise ValueError(text)

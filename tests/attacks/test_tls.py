@@ -18,6 +18,7 @@ import pytest
 from example_packages import coloured
 from front_door import PATH, Door, front_door
 from homes import settings_under
+from request_bodies import INFER, infer_call
 from serving_platform import ask, wait_until
 from websockets.sync.client import connect
 
@@ -77,16 +78,9 @@ def test_curl_by_tls(door: Door, protocol: str, tmp_path: Path) -> None:
 
 def test_calls_by_tls(door: Door) -> None:
     credentials = grpc.ssl_channel_credentials(certificates.authority(door.settings).read_bytes())
-    request = messages.ModelInferRequest(model_name="colours")
-    tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(coloured("red"))
     with grpc.secure_channel(f"localhost:{door.tls_port}", credentials) as channel:
-        infer = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=messages.ModelInferRequest.SerializeToString,
-            response_deserializer=messages.ModelInferResponse.FromString,
-        )
-        assert infer(request, timeout=20).model_name == "colours"
+        answer = channel.unary_unary(INFER)(infer_call(coloured("red")), timeout=20)
+    assert messages.ModelInferResponse.FromString(answer).model_name == "colours"
 
 
 def test_streams_by_tls(door: Door) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -17,6 +15,7 @@ from urllib.parse import urlencode
 import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from request_bodies import tar_of
 from served_bento import Served, serve
 from serving_platform import ask
 
@@ -109,7 +108,7 @@ def bodies(document: dict[str, Any], operation: dict[str, Any]) -> list[tuple[st
     made = {
         "application/octet-stream": ("application/octet-stream", image),
         "multipart/form-data": form([image] * (2 if many else 1)),
-        "application/x-tar": ("application/x-tar", tar([image] * 2)),
+        "application/x-tar": ("application/x-tar", tar_of([image] * 2)),
     }
     examples = {kind: (kind, json.dumps(one["example"]).encode()) for kind, one in contents.items() if "example" in one}
     return [{**made, **examples}[kind] for kind in contents]
@@ -124,16 +123,6 @@ def picture(document: dict[str, Any]) -> bytes:
 def form(images: list[bytes]) -> tuple[str, bytes]:
     head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     return "multipart/form-data; boundary=edge", b"".join(head + one + b"\r\n" for one in images) + b"--edge--\r\n"
-
-
-def tar(images: list[bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for number, image in enumerate(images):
-            member = tarfile.TarInfo(f"{number}.png")
-            member.size = len(image)
-            archive.addfile(member, io.BytesIO(image))
-    return file.getvalue()
 
 
 def query(operation: dict[str, Any]) -> str:

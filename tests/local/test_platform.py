@@ -20,11 +20,11 @@ import http2_frames
 import psycopg
 import pytest
 from example_packages import coloured
+from request_bodies import infer_call
 from serving_platform import deploy, listens, make_build
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from bentos.classifier.oip import inference_pb2 as messages
 from pipelines.adapters import database
 from pipelines.adapters.gateway import Gateway, Traffic
 from pipelines.core.anchors import newest, parse
@@ -65,9 +65,7 @@ def ended(home_settings: Settings) -> Iterator[Settings]:
 
 def grpc_message(image: bytes) -> bytes:
     """A call of ModelInfer, with the length before it that gRPC puts there."""
-    request = messages.ModelInferRequest(model_name="colours")
-    request.inputs.add(name="image", datatype="BYTES", shape=[1]).contents.bytes_contents.append(image)
-    data = request.SerializeToString()
+    data = infer_call(image)
     return b"\0" + len(data).to_bytes(4, "big") + data
 
 

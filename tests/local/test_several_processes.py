@@ -15,6 +15,7 @@ import grpc
 import pytest
 from example_packages import coloured
 from http2_frames import DATA, END_STREAM, HEADERS, Connection, frame, request_of
+from request_bodies import INFER, infer_call
 from serving_platform import (
     AUTHORIZED,
     SPEC,
@@ -27,7 +28,6 @@ from serving_platform import (
     wait_until,
 )
 
-from bentos.classifier.oip import inference_pb2 as messages
 from pipelines import settings as settings_module
 from pipelines.local.deployments import Reconciler
 from pipelines.local.ports import free_port
@@ -64,12 +64,9 @@ def two(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def by_grpc(port: int) -> None:
     """All calls on one channel."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer, authorization = channel.unary_unary(INFER), (("authorization", AUTHORIZED["Authorization"]),)
         for number in range(NUM_CALLS):
-            request = messages.ModelInferRequest(model_name="colours")
-            tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
-            tensor.contents.bytes_contents.append(coloured("red", number))
-            infer(request.SerializeToString(), metadata=[("authorization", AUTHORIZED["Authorization"])], timeout=30)
+            infer(infer_call(coloured("red", number)), metadata=authorization, timeout=30)
 
 
 def by_http2(port: int) -> None:
